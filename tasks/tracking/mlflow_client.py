@@ -63,8 +63,8 @@ def session(paths: ProjectPaths, takes: str = "the role engineer", hint: str = R
 def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
     """Return what the user can do about an error of MLflow. `is_local`: the project's own SQLite store."""
     account = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-    if is_local and is_disk_full(error):
-        return "Free space on its disk"
+    if is_disk_full(error):
+        return "Free space on its disk" if is_local else "Free space on this machine's disk, or on that of the server"
     if is_local and any(word in text for word in DAMAGED_TEXTS):
         return (
             "The file is damaged. Move it away and keep it (`sqlite3 FILE .recover` may restore former runs); "

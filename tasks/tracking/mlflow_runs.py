@@ -39,6 +39,7 @@ from tasks.tracking.tags import (
     STEP_TAG,
 )
 from winnow.config import Config
+from winnow.printable import markdown
 from winnow.records import record_digest
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
     with session(paths) as client:
         experiment = experiment_id(paths, config)
         _close_dead(client, experiment)
-        tags = origin_tags(paths.root) | {KIND_TAG: "execution", NOTE_TAG: why}
+        tags = origin_tags(paths.root) | {KIND_TAG: "execution", NOTE_TAG: markdown(why)}
         name = f"run {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         run_id = create_run(client, experiment, tags, name)
         for path in (paths.root / "params.yaml", paths.root / "dvc.yaml"):
@@ -169,7 +170,7 @@ def fill_run(paths: ProjectPaths, client: Any, run_id: str, content: RunContent,
 
 
 def _fail(client: Any, run_id: str, message: str) -> None:
-    log_values(client, run_id, tags={ERROR_TAG: message, NOTE_TAG: f"failed: {message}"})
+    log_values(client, run_id, tags={ERROR_TAG: message, NOTE_TAG: f"failed: {markdown(message)}"})
     client.set_terminated(run_id, "FAILED")
 
 

@@ -22,6 +22,7 @@ from tasks.versioning import dvc_stages
 from tasks.versioning.integrity import read_lock
 from winnow.config import ROOT, Config
 from winnow.evaluation.effective_sample_size import in_groups
+from winnow.printable import markdown
 from winnow.records import (
     RECORD,
     BenchmarkRecord,
@@ -126,7 +127,7 @@ def read_content(folder: Path, step: str, verdicts: VerdictRecords | None = None
         metrics=record.metrics,
         figures={},
         tags=tags,
-        note="\n".join([*_details_lines(details), *(f"- warning: {text}" for text in record.warnings)]),
+        note="\n".join([*_details_lines(details), *(f"- warning: {markdown(text)}" for text in record.warnings)]),
         curves=getattr(details, "curves", []),
     )
     if verdicts is None or not isinstance(details, CandidateFile):
@@ -145,7 +146,7 @@ def _judged(base: RunContent, verdicts: VerdictRecords) -> RunContent:
         digest=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         figures=figures,
         tags=base.tags | {VERDICT_TAG: verdict, REASON_TAG: reason} | machine_tags(verdicts.benchmark.machine),
-        note=f"**{verdict}**: {reason}\n\n{base.note}",
+        note=f"**{verdict}**: {markdown(reason)}\n\n{base.note}",
     )
 
 
@@ -165,7 +166,7 @@ def _verdict(name: str, selection: SelectionDetails) -> tuple[str, str]:
 
 def _details_lines(details: RecordModel) -> list[str]:
     if isinstance(details, SelectionDetails | RefitDetails):
-        return [f"- {details.why}"]
+        return [f"- {markdown(details.why)}"]
     if not isinstance(details, CandidateFile):
         return []
     labels = details.labels

@@ -18,6 +18,7 @@ from tasks.project.state_files import SEARCH_RUN
 from tasks.tracking import mlflow_client
 from tasks.tracking.tags import KIND_TAG, NOTE_TAG, PARENT_RUN_TAG, SEARCH_TAG, STATE_TAG, TRIAL_TAG
 from winnow.config import Config
+from winnow.printable import markdown
 from winnow.search.loop import SearchProgress, describe_trial
 from winnow.search.optuna_study import EndedTrial
 
@@ -90,7 +91,7 @@ class SearchRun:
     def _write(self, client: Any, trial: EndedTrial) -> None:
         experiment = mlflow_client.experiment_id(self.paths, self.config)
         tags = origin_tags(self.paths.root) | {PARENT_RUN_TAG: self.run_id, KIND_TAG: "trial", STATE_TAG: trial.state}
-        tags |= {NOTE_TAG: describe_trial(trial, self.config.search), TRIAL_TAG: str(trial.number)}
+        tags |= {NOTE_TAG: markdown(describe_trial(trial, self.config.search)), TRIAL_TAG: str(trial.number)}
         query = f"tags.`{PARENT_RUN_TAG}` = '{self.run_id}' and tags.`{TRIAL_TAG}` = '{trial.number}'"
         runs = client.search_runs([experiment], query, max_results=1)  # left by an attempt that MLflow interrupted
         name = f"trial {trial.number}"

@@ -16,6 +16,7 @@ from tasks.tracking.run_content import RunContent
 from tasks.tracking.tags import DIGEST_TAG, NOTE_TAG, REASON_TAG, TEST_WARNING_TAG
 from winnow.config import Config
 from winnow.errors import ArtifactError
+from winnow.printable import markdown
 
 
 def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str:
@@ -118,8 +119,8 @@ def _describe(paths: ProjectPaths, client: Any, run_id: str, note: str, digest: 
     for path in parent_run_content.execution_files(paths):
         client.log_artifact(run_id, str(path))
     tags = parent_run_content.execution_tags(paths)
-    reason = tags.get(REASON_TAG, "no verdict yet")
+    reason = markdown(tags.get(REASON_TAG, "no verdict yet"))
     if warning := tags.get(TEST_WARNING_TAG):
-        reason = f"**Warning of the test split:** {warning}\n\n{reason}"
+        reason = f"**Warning of the test split:** {markdown(warning)}\n\n{reason}"
     note = f"{reason}\n\n{note}\n\nWhy it ran: {cause}"
     log_values(client, run_id, tags=tags | {NOTE_TAG: note, DIGEST_TAG: digest})

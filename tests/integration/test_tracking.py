@@ -19,8 +19,10 @@ from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import TRACKED_RUNS
 from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs, tracked_runs
 from tests.handmade import CURVES, DATA_VERSION, clear_local_state, write_candidate, write_verdicts
+from tests.records import ingest_details, make_record
 from winnow.config import Config
 from winnow.errors import ArtifactError
+from winnow.records import write_record
 from winnow.search.loop import SearchProgress
 from winnow.search.optuna_study import EndedTrial
 from winnow.search.space import Point
@@ -337,6 +339,8 @@ def test_a_call_within_its_limit_is_not_interrupted_later() -> None:
     [
         ("", PermissionError(13, "Permission denied", "mlflow/artifacts"), "Check that it is writable"),
         ("http://127.0.0.1:1", PermissionError(13, "Permission denied", "models"), "Check that it is writable"),
+        ("http://127.0.0.1:1", OSError(28, "No space left on device"), "Free space on this machine's disk"),
+        ("", OSError(28, "No space left on device"), "Free space on its disk"),
         ("http://127.0.0.1:1", OSError("failed with error code 401 != 200"), "has no account ''"),
         ("http://127.0.0.1:1", OSError("failed with error code 403 != 200"), "it needs the role engineer"),
         ("http://127.0.0.1:1", ConnectionError("refused"), "Check that it is running"),
@@ -349,6 +353,21 @@ def test_errors_name_their_cause(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(mlflow_client.StoreError, match=message), mlflow_client.session(paths):
         raise error
+
+
+LINK = "![x](https://evil.example)"
+ESCAPED = r"\!\[x\]\(https://evil.example\)"
+
+
+def test_foreign_names_are_no_markdown_in_notes(paths: ProjectPaths, config: Config) -> None:
+    data = paths.artifacts / "data"
+    write_record(data, make_record("ingest", ingest_details(("a", "b")), warnings=[f"1 file was rejected: {LINK}"]))
+    assert run_content.read_content(data, "ingest").note == f"- warning: 1 file was rejected: {ESCAPED}"
+    parent = mlflow_runs.open_execution(paths, config, f"{LINK} has changed")
+    failed = mlflow_runs.open_step(paths, parent, "data", "ingest")
+    mlflow_runs.fail_step(paths, failed, f"step ingest failed: {LINK}")
+    notes = {run.info.run_id: run.data.tags["mlflow.note.content"] for run in _runs(paths, config)}
+    assert notes == {parent: f"{ESCAPED} has changed", failed: f"failed: step ingest failed: {ESCAPED}"}
 
 
 @pytest.mark.thorough

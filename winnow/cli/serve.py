@@ -44,7 +44,8 @@ def start_server(paths: ProjectPaths, config: Config, model: str, settings: Serv
             sys.stderr,
         )
     serving_json = asdict(replace(settings, folder=str(folder), title=f"{name}, {version}"))
-    print_line(f"{version} of {name}: POST an image to http://{settings.host}:{settings.port}/predict; Ctrl-C ends it")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print_line(f"{version} of {name}: POST an image to http://{host}:{settings.port}/predict; Ctrl-C ends it")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-c", START, json.dumps(serving_json)])
 

@@ -180,8 +180,8 @@ def module_command(*command: str) -> list[str]:
 
 
 def is_port_taken(port: int, host: str = HOST) -> bool:
-    """Return whether a process listens on this port."""
-    with socket.socket() as probe:
+    """Return whether a process listens on this port of a host: a name, or an address of IPv4 or IPv6."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         return probe.connect_ex((host, port)) == 0
 
 

@@ -176,3 +176,16 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
     assert stubborn.stdout.readline() == "up\n"
     end_processes([stubborn.pid])
     assert stubborn.wait(timeout=1) == -9
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_a_listening_port_is_taken_at_every_address_of_its_host(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        server = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    port = server.getsockname()[1]
+    with server:
+        assert is_port_taken(port, host)
+    assert not is_port_taken(port, host)
