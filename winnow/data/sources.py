@@ -38,6 +38,7 @@ from winnow.data.image_tables import read_image_table
 from winnow.data.label_table import LabelTable, read_labels
 from winnow.errors import DataError
 from winnow.printable import printable
+from winnow.stall_limit import stall_limit
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def _open_cifar10(downloads: Path) -> Source:
 
     downloads.mkdir(parents=True, exist_ok=True)
     try:
-        splits = [CIFAR10(str(downloads), train=train, download=True) for train in (True, False)]
+        with stall_limit():
+            splits = [CIFAR10(str(downloads), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise DataError(
             f"CIFAR-10 could not be downloaded ({error}). Download {CIFAR10.filename} (md5 {CIFAR10.tgz_md5}) from "

@@ -16,6 +16,7 @@ import torch
 
 from winnow.errors import ArtifactError
 from winnow.records import sha256_of
+from winnow.stall_limit import stall_limit
 
 
 def user_caches() -> list[Path]:
@@ -35,7 +36,8 @@ def download_torchvision(url: str, file: Path, digest: str) -> Path:
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=True)
+        with stall_limit():
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ArtifactError(f"{url} cannot be downloaded ({error}); download it elsewhere to {file}") from error
     return file
@@ -44,7 +46,11 @@ def download_torchvision(url: str, file: Path, digest: str) -> Path:
 def download_hub_file(repository: str, file_name: str, cache: Path) -> Path:
     """Return a file of the Hugging Face hub, from its cache where it is there, else downloaded with a progress bar."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (  # HTTPError: that of its HTTP library
+        HTTPError,  # type: ignore[attr-defined]
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     # None: where HF_HOME says.
     for folder in (None, *(user_cache / "huggingface" / "hub" for user_cache in user_caches())):
@@ -52,7 +58,7 @@ def download_hub_file(repository: str, file_name: str, cache: Path) -> Path:
             return Path(huggingface_hub.hf_hub_download(repository, file_name, cache_dir=folder, local_files_only=True))
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file_name, cache_dir=cache))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
             f"{repository}/{file_name} cannot be downloaded from the Hugging Face hub ({reason}); on a machine that "
