@@ -14,7 +14,7 @@ from tests.closure import LAZY_INIT, ROOT, imported_files
 
 PACKAGES = ("winnow", "tasks", "flows")
 LAYERS = (
-    {"errors", "records", "hardware", "eta", "printable", "random_streams", "timing_lock", "config"},
+    {"errors", "records", "hardware", "eta", "printable", "random_streams", "stall_limit", "timing_lock", "config"},
     {"data", "models"},
     {"evaluation"},
     {"deploy"},

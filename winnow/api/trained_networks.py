@@ -29,12 +29,12 @@ from winnow.config import Teacher as TeacherSettings
 from winnow.config.section import NO_FILE
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet, load_images
 from winnow.deploy.teacher_embeddings import KEYS_FILE, load_targets
-from winnow.errors import ConfigError, DataError
+from winnow.errors import ArtifactError, ConfigError, DataError
 from winnow.models.backbones import load_architecture
 from winnow.models.classifier_head import new_classifier
 from winnow.models.network import Network
 from winnow.pretraining.backbone_training import pretrain_backbone
-from winnow.records import EmbedRecord
+from winnow.records import EmbedRecord, read_record
 from winnow.steps.embed import embed_image_set
 from winnow.steps.ingest import ingest_images
 from winnow.steps.pretrain import prepare_start
@@ -51,6 +51,8 @@ PRETRAINING: dict[str, type[Pretraining]] = {
 """Method -> model of its settings."""
 KEYS_OF_RUNS = ("cross_validation", "folds", "learning_rates", "seeds", "weights")
 """Keys of the section `finetune:` that `winnow run` alone uses."""
+DATA_KEYS_OF_RUNS = ("colour", "fetch", "labels_per_class", "mirrors", "scale", "up")
+"""Keys of the section `data:` that `winnow run` alone uses."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,36 @@ class Teacher:
 def read_images(source: str | Path, store: str | Path, **settings: Any) -> ImageSet:
     """Read a folder or an archive of images, store the pixels in the folder `store`, and return the data set.
 
-    `settings`: keys of the section `data:`, such as image_size, resize, group_by and labels. Raises DataError where the
-    images cannot be used.
+    `settings`: keys of the section `data:`, such as image_size, resize, group_by and labels, without those that change
+    no pixels (pass `augmentation` to `pretrain` and `finetune`, and call `limit_labels`). Raises DataError where the
+    images cannot be used, or `store` holds anything but an earlier data set, which is replaced.
     """
+    if unused := [key for key in DATA_KEYS_OF_RUNS if key in settings]:
+        raise ConfigError(
+            f"read_images: winnow run alone uses {', '.join(unused)}; pass augmentation={{...}} to pretrain and "
+            "finetune, and call limit_labels"
+        )
     path = Path(source)
     raw = {"source": "folder" if path.is_dir() else "archive", "path": str(path), "labels_per_class": "all", **settings}
+    data = check_settings(Data, raw, "read_images")
+    if Path(data.path).resolve().is_relative_to(Path(store).resolve()):
+        raise DataError(f"read_images: {store} would be replaced, and holds {data.path}; name a new folder")
+    _check_store(Path(store), "ingest", "read_images")
     with tempfile.TemporaryDirectory() as scratch:
-        ingest_images(check_settings(Data, raw, "read_images"), Path(store), Path(scratch))
+        ingest_images(data, Path(store), Path(scratch))
     return load_images(Path(store))
+
+
+def _check_store(store: Path, step: str, function: str) -> None:
+    """Raise DataError where `store`, which will be replaced, is neither an empty folder nor a result of this step."""
+    if not store.exists() or (store.is_dir() and not any(store.iterdir())):
+        return
+    try:
+        is_earlier = read_record(store).step == step
+    except ArtifactError:
+        is_earlier = False
+    if not is_earlier:
+        raise DataError(f"{function}: {store} exists and is no earlier result of {function}; name a new folder")
 
 
 def embed(
@@ -98,9 +122,10 @@ def embed(
     Images that the folder holds already are not embedded again. `weights`: their name, as `teacher.weights` in
     params.yaml. `weights_cache`: the folder of downloaded weights, by default winnow's in the user's cache. `settings`:
     keys of the section `teacher:`. Raises ConfigError for settings or a licence that cannot be used, ArtifactError
-    where the weights are missing or damaged.
+    where the weights are missing or damaged, DataError where `store` holds anything but earlier embeddings.
     """
     checked = check_settings(TeacherSettings, {"weights": weights, **settings}, "embed")
+    _check_store(Path(store), "embed", "embed")
     with tempfile.TemporaryDirectory() as scratch:
         embed_image_set(checked, images, {}, Path(store), Path(scratch), _weights_folder(weights_cache))
     return Teacher(Path(store))

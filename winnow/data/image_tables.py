@@ -18,7 +18,7 @@ from typing import Any
 
 from winnow.data.image_items import Content, Item
 from winnow.data.label_table import cell_texts, column_positions, ordered_classes
-from winnow.data.split_names import parse_split
+from winnow.data.split_names import is_test_row
 from winnow.errors import DataError
 from winnow.printable import printable
 
@@ -86,7 +86,7 @@ def _read_rows(file: Path, batches: Iterator[Any], columns: list[str | None], cl
             if class_names and label.isdecimal() and int(label) < len(class_names):
                 label = class_names[int(label)]
             labels.append(-1 if not label or label == "-1" else numbers.setdefault(label, len(numbers)))
-            tests.append(parse_split(split) == "test")
+            tests.append(is_test_row(split, file, len(labels)))
             groups.append(group)
     classes, order = ordered_classes(file, numbers)
     return ImageTable(file, classes, array("q", (order[number] for number in labels)), tests, groups)

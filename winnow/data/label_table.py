@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.data.folder_layout import normalize_unicode
-from winnow.data.split_names import parse_split
+from winnow.data.split_names import is_test_row
 from winnow.errors import DataError, MissingExtra
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "image")
@@ -62,7 +62,7 @@ def read_labels(file: Path, folder: Path) -> LabelTable:
             raise DataError(f"{file}: row {number} has no path")
         row = (
             numbers.setdefault(label, len(numbers)) if label else -1,
-            parse_split(split) == "test",
+            is_test_row(split, file, number),
             sys.intern(group),
         )
         if path not in rows:

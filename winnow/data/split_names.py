@@ -1,4 +1,4 @@
-"""Recognize folder names of splits: train, Training, train_set, TestImages, Validation, ...
+"""Recognize names of splits, of folders and in tables: train, Training, train_set, TestImages, Validation, ...
 
 A name is cut into words at capitals, digits and signs, and fillers such as `set`, `data` and `images` are dropped. One
 known word must remain. Any other name with a word of splits in it (fold_1, train2017, eval) only looks like a split.
@@ -7,7 +7,10 @@ known word must remain. Any other name with a word of splits in it (fold_1, trai
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
+
+from winnow.errors import DataError
 
 Split = Literal["train", "test", "validation"]
 WORDS: dict[str, Split] = {
@@ -32,6 +35,19 @@ def parse_split(name: str) -> Split | None:
     """Return the split that a folder's name denotes, or None."""
     words = [word for word in _words(name) if word not in FILLERS]
     return WORDS.get(words[0]) if len(words) == 1 else None
+
+
+def is_test_row(split: str, file: Path, number: int) -> bool:
+    """Return whether row `number` of a table is of the test split; `split` is its cell, which may be empty.
+
+    Raises DataError for another name than one of a split.
+    """
+    parsed = parse_split(split)
+    if split and parsed is None:
+        raise DataError(
+            f"{file}: row {number} has the split {split[:100]!r}; write train, validation or test, or leave it empty"
+        )
+    return parsed == "test"
 
 
 def looks_like_split(name: str) -> bool:

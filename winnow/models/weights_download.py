@@ -46,8 +46,8 @@ def download_torchvision(url: str, file: Path, digest: str) -> Path:
 def download_hub_file(repository: str, file_name: str, cache: Path) -> Path:
     """Return a file of the Hugging Face hub, from its cache where it is there, else downloaded with a progress bar."""
     import huggingface_hub
-    from huggingface_hub.errors import (  # HTTPError: that of its HTTP library
-        HTTPError,  # type: ignore[attr-defined]
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HTTPError,  # of its HTTP library: a read that takes too long is no HfHubHTTPError
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     )

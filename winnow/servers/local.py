@@ -120,11 +120,12 @@ def plan_servers(
         pages["mlflow"] = redact_password(store)
     else:
         command = module_command(
-            *("mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(ports["mlflow"])),
+            *("mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"])),
             *("--default-artifact-root", str(paths.mlflow_artifacts), "--workers", "1", "--app-name", "basic-auth"),
         )
         is_up = partial(is_healthy, f"{pages['mlflow']}/health")
-        programs.append(Program("mlflow", command, is_up, _mlflow_account(paths, password)))
+        environment = {"MLFLOW_BACKEND_STORE_URI": store, **_mlflow_account(paths, password)}
+        programs.append(Program("mlflow", command, is_up, environment))
     if api:
         pages["prefect"] = page_address(api)
     else:
@@ -152,10 +153,11 @@ def _write_mlflow_accounts(paths: ProjectPaths) -> None:
     """Write where MLflow keeps its account, and reset that database, so that the password is the current one."""
     folder = paths.state_dir / "mlflow"
     passwords.write_private_file(accounts := folder / "accounts.db", "")
+    path = str(accounts).replace("%", "%%")  # MLflow's parser replaces %(name)s
     passwords.write_private_file(
         folder / ACCOUNTS,
         "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
-        f"database_uri = sqlite:///{accounts}\n"
+        f"database_uri = sqlite:///{path}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
     )
 

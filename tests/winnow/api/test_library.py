@@ -207,3 +207,41 @@ def test_labels_are_limited_in_the_training_split_only(tiny_set: ImageSet) -> No
     assert np.bincount(limited.labels_N[labelled]).tolist() == [4, 4, 4]
     is_not_training = tiny_set.split_N != TRAIN
     assert np.array_equal(limited.labels_N[is_not_training], tiny_set.labels_N[is_not_training])
+
+
+def names(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("store", ["photos", ".", "notes", "photos/disc", "notes/a.txt"])
+def test_a_folder_of_something_else_is_not_replaced(image_folder: Path, tmp_path: Path, store: str) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    before = names(tmp_path)
+    with pytest.raises(DataError):
+        winnow.read_images(image_folder, tmp_path / store)
+    assert names(tmp_path) == before
+
+
+def test_results_of_another_function_are_not_replaced(image_folder: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    stored.mkdir()  # an empty folder is used
+    images = winnow.read_images(image_folder, stored, image_size=16, validation_fraction=0.3)
+    before = names(tmp_path)
+    with pytest.raises(DataError):
+        winnow.embed(images, stored)
+    image_folder.rename(stored / "photos")
+    with pytest.raises(DataError):
+        winnow.read_images(stored / "photos", stored)
+    (stored / "photos").rename(image_folder)
+    assert names(tmp_path) == before
+    again = winnow.read_images(image_folder, stored, image_size=20, validation_fraction=0.3)
+    assert again.image_size == 20
+
+
+@pytest.mark.parametrize("setting", ["mirrors", "colour", "scale", "up", "labels_per_class", "fetch"])
+def test_data_settings_that_runs_alone_use_are_refused(image_folder: Path, tmp_path: Path, setting: str) -> None:
+    with pytest.raises(ConfigError) as exc_info:
+        winnow.read_images(image_folder, tmp_path / "stored", **{setting: False})
+    assert setting in str(exc_info.value)
+    assert not (tmp_path / "stored").exists()

@@ -117,6 +117,29 @@ def open_parquet(tmp_path: Path, columns: dict[str, Any], class_names: list[str]
 FILES = [random_png(seed) for seed in range(4)]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet of paths", "parquet of images"])
+def test_an_unknown_split_is_an_error_and_not_training(tmp_path: Path, kind: str) -> None:
+    paths = [f"{number}.png" for number in range(len(FILES))]
+
+    def tests_of(splits: list[str | None]) -> list[bool]:
+        if kind == "csv":
+            rows = "".join(f"{path},{path[0]},{split or ''}\n" for path, split in zip(paths, splits, strict=True))
+            return [
+                is_test for _, is_test, _ in read_table(tmp_path / "t.csv", f"path,label,split\n{rows}").rows.values()
+            ]
+        for path, content in zip(paths, FILES, strict=True):
+            (tmp_path / path).write_bytes(content)
+        column = {"path": paths} if kind == "parquet of paths" else {"image": FILES}
+        source = open_parquet(tmp_path, {**column, "label": [0, 1, 0, 1], "split": splits})
+        return [item.is_test for item in source.items()]
+
+    assert tests_of(["train", "val", "TEST", None]) == [False, False, True, False]
+    for unknown in ("eval", "holdout", "test2017", "0"):
+        with pytest.raises(DataError) as exc_info:
+            tests_of(["train", "train", unknown, "test"])
+        assert f"row 3 has the split '{unknown}'" in str(exc_info.value)
+
+
 @pytest.mark.parametrize("names", [None, ["cat", "dog"]])
 def test_images_in_a_hugging_face_table(tmp_path: Path, names: list[str] | None) -> None:
     images = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(FILES)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from configparser import ConfigParser
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,7 +12,7 @@ from tasks.project import running_servers
 from tasks.project.paths import ProjectPaths
 from tasks.project.running_servers import check_prefect
 from winnow.errors import WinnowError
-from winnow.servers.local import _team_prefect_api, plan_servers, serve
+from winnow.servers.local import ACCOUNTS, _team_prefect_api, _write_mlflow_accounts, plan_servers, serve
 
 PORTS, PASSWORD = {"mlflow": 5000, "prefect": 4200}, "a long password"
 
@@ -40,15 +41,31 @@ def test_the_store_of_the_project_gets_a_server() -> None:
     paths = ProjectPaths(Path("/project"))
     programs, pages = plan_servers(paths, paths.mlflow_store, "", PORTS, PASSWORD)
     assert {program.name for program in programs} == set(pages) == {"mlflow", "prefect"}
-    assert paths.mlflow_store in next(program.command for program in programs if program.name == "mlflow")
     assert pages["mlflow"] == "http://127.0.0.1:5000"
     for program in programs:
         assert not any(
             PASSWORD in argument for argument in program.command
         )  # all accounts of the machine can read commands
     environments = {program.name: program.environment for program in programs}
+    assert environments["mlflow"]["MLFLOW_BACKEND_STORE_URI"] == paths.mlflow_store
     assert environments["mlflow"]["MLFLOW_AUTH_ADMIN_PASSWORD"] == PASSWORD
     assert environments["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == f"winnow:{PASSWORD}"
+
+
+def test_the_password_of_a_database_is_in_no_command(tmp_path: Path) -> None:
+    store = "postgresql://mlflow:secret@db/mlflow"
+    programs, _ = plan_servers(ProjectPaths(tmp_path), store, "", PORTS, PASSWORD)
+    assert not any("secret" in argument for program in programs for argument in program.command)
+    assert [program.environment.get("MLFLOW_BACKEND_STORE_URI") for program in programs] == [store, None]
+
+
+def test_a_folder_with_a_percent_sign_is_read_by_mlflow(tmp_path: Path) -> None:
+    paths = ProjectPaths(tmp_path / "100%")
+    (paths.state_dir / "mlflow").mkdir(parents=True)
+    _write_mlflow_accounts(paths)
+    settings = ConfigParser()  # as mlflow.server.auth.config reads it
+    settings.read(paths.state_dir / "mlflow" / ACCOUNTS)
+    assert settings["mlflow"]["database_uri"] == f"sqlite:///{paths.state_dir / 'mlflow' / 'accounts.db'}"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
