@@ -191,6 +191,8 @@ DEPLOYED: StateFile[dict[str, list[str]]] = StateFile("deployed.json", dict[str,
 PREFECT_RUN: StateFile[str | None] = StateFile("prefect-run.json", str | None, None)
 """The id of the flow run that works in this project."""
 SEARCH_RUN: StateFile[SearchRunState | None] = StateFile("search/{}/mlflow.json", SearchRunState | None, None)
+CHECKED_LABELS: StateFile[dict[str, dict[str, str]]] = StateFile("label-check.json", dict[str, dict[str, str]], {})
+"""CSV file of `winnow label check` -> image -> the label that was written there."""
 CONFIRMATIONS: StateFile[list[int]] = StateFile(
     "search/{}/confirmations.json",
     list[int],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import CHECKED_LABELS
 from winnow.cli.progress import print_line, show_log
 from winnow.config import Config
 from winnow.data.dataset import ImageSet
@@ -81,13 +82,16 @@ def check_labelled(paths: ProjectPaths, config: Config, out: Path) -> int:
         raise DataError(f"{paths.artifacts / 'data'}: no image of training or validation has a label to check")
     labels = {images.files[index]: images.classes[images.labels_N[index]] for index in indices_L.tolist()}
     sheet_file = out.with_suffix(".png")
-    check_replaceable(out, CHECK_COLUMNS, labels)
+    written, key = CHECKED_LABELS.read(paths), str(out.absolute())
+    check_replaceable(out, CHECK_COLUMNS, labels, written.get(key, {}))
     check_sheet_replaceable(sheet_file)
     features = load_features(config, images, paths.artifacts, indices_L)
     checked = select_checked(images, indices_L, features.rows_MD)
     with compute_lock():
         result = check_labels(checked, config.finetune.folds, config.finetune.seeds[0])
-    write_csv(out, CHECK_COLUMNS, finding_rows(images, checked, result))
+    rows = finding_rows(images, checked, result)
+    write_csv(out, CHECK_COLUMNS, rows)
+    CHECKED_LABELS.write(paths, {**written, key: {path: label for path, label, *_ in rows}})
     if result.findings:
         write_sheet(sheet_file, draw_findings(images, checked, result))
     else:

@@ -43,10 +43,11 @@ def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
         raise DataError(f"--out {file}: cannot be written ({error.strerror or error})") from error
 
 
-def check_replaceable(file: Path, header: Sequence[str], written: Mapping[str, str]) -> None:
+def check_replaceable(file: Path, header: Sequence[str], *known: Mapping[str, str]) -> None:
     """Raise DataError unless `file` can be overwritten: it does not exist, or holds no label that a user has typed.
 
-    `written`: path -> the label that winnow wrote there itself; "" for a path that is missing.
+    `known`: path -> a label that may be lost, because winnow wrote it or the user's own labels hold it; "" for a path
+    that is missing.
     """
     if file.suffix.lower() != ".csv":
         raise DataError(f"--out {file}: its name must end in .csv")
@@ -64,8 +65,8 @@ def check_replaceable(file: Path, header: Sequence[str], written: Mapping[str, s
             rows = [row for row in csv.reader(stream, delimiter=separator) if len(row) >= 2]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"--out {file}: exists, and cannot be read as CSV ({error}); {advice}") from error
-    own = {path_cell(path): spreadsheet_cell(label) for path, label in written.items()}
-    typed = sum(label.strip() != own.get(path, "") for path, label, *_ in rows)
+    cells = [{path_cell(path): spreadsheet_cell(label) for path, label in labels.items()} for labels in known]
+    typed = sum(label.strip() not in {labels.get(path, "") for labels in cells} for path, label, *_ in rows)
     if typed:
         raise DataError(
             f"--out {file}: exists, and {typed} of its labels were typed or changed by hand; merge them into your own "

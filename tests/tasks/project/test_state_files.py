@@ -96,6 +96,7 @@ CONTENTS: dict[str, Any] = {
         "reasons": ["d"],
         "waits_until": "",
     },
+    "label-check.json": {"/project/label_check.csv": {"a.jpg": "cat"}},
     "tracked.json": {"sqlite:///x": {"abc": "run"}},
     "deployed.json": {"here": ["name"]},
     "prefect-run.json": "6f1b2c9e-0d54-4c8e-9a83-2f6f8f0c5a11",

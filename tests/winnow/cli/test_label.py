@@ -195,6 +195,32 @@ def test_a_check_may_be_repeated_but_corrections_are_kept(project: Path) -> None
         check(project)
 
 
+@pytest.mark.parametrize("label", [0, -1], ids=["corrected", "removed"])
+def test_a_check_is_repeated_after_corrections_in_the_own_labels(project: Path, label: int) -> None:
+    """A spreadsheet has saved the CSV in its own format meanwhile."""
+    set_labels(project, {0: 1})
+    assert "0.png" in {row["path"] for row in check(project)}
+    set_labels(project, {0: label})
+    csv_file = project / "label_check.csv"
+    csv_file.write_text("\ufeff" + csv_file.read_text().replace(",", ";"), encoding="utf-8")
+    rows = check(project)
+    assert "0.png" not in {row["path"] for row in rows}
+    assert check(project, "other.csv") == rows
+
+
+def test_a_label_typed_into_the_check_is_kept_until_the_own_labels_hold_it(project: Path) -> None:
+    set_labels(project, {0: 1})
+    check(project)
+    csv_file = project / "label_check.csv"
+    csv_file.write_text(csv_file.read_text().replace("0.png,stripes,", "0.png,disc,", 1))
+    for label in (1, 2, -1):
+        set_labels(project, {0: label})
+        with pytest.raises(DataError, match="1 of its labels were typed"):
+            check(project)
+    set_labels(project, {0: 0})
+    assert "0.png" not in {row["path"] for row in check(project)}
+
+
 def test_without_findings_there_is_no_sheet(project: Path) -> None:
     rng, count = np.random.default_rng(0), len(load_images(project / "artifacts" / "data").labels_N)
     features_ND = np.eye(24)[np.arange(count) % 3] * 5 + rng.normal(0, 1, (count, 24))
@@ -203,7 +229,6 @@ def test_without_findings_there_is_no_sheet(project: Path) -> None:
     assert len(check(project)) == 1
     assert (project / "label_check.png").is_file()
     set_labels(project, {0: 0})
-    (project / "label_check.csv").unlink()
     assert check(project) == []
     assert not (project / "label_check.png").exists()
 
