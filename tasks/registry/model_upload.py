@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tasks.project.paths import ProjectPaths, registered_model_name
-from tasks.registry.registered_models import ModelVersion, find_by_digest, to_version
+from tasks.registry.registered_models import DESCRIPTION_LENGTH, ModelVersion, find_by_digest, to_version
 from tasks.tracking.mlflow_client import active_run, experiment_id, session
 from tasks.tracking.run_content import DATASET
 from tasks.tracking.tags import CANDIDATE_TAG, CARD_SHA256_TAG, DATA_VERSION_TAG, LINEAGE_TAG, SHA256_TAG
@@ -65,7 +65,7 @@ def register(
             f"models:/{logged_model.model_id}",
             logged_model.source_run_id,
             tags,
-            description=_description(card),
+            description=_description(card)[:DESCRIPTION_LENGTH],
             model_id=logged_model.model_id,
         )
         return to_version(model_version)

@@ -33,6 +33,9 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's error codes for a missing model, alias or version."""
 FORBIDDEN_CODE = "PERMISSION_DENIED"
+DESCRIPTION_LENGTH = 5000
+"""The width of the column of descriptions in MLflow's database, in characters: PostgreSQL refuses longer ones."""
+LINE_LENGTH = 1000
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def set_alias(paths: ProjectPaths, model: str, alias: str, number: str | None) -
 def annotate(
     paths: ProjectPaths, model: str, version: ModelVersion, tags: Mapping[str, str | None], line: str = ""
 ) -> None:
-    """Set tags of a version (None deletes a tag), and append a line to its description."""
+    """Set tags of a version (None deletes a tag), and append a line to its description.
+
+    Where the description gets too long, its oldest appended lines are left out.
+    """
     with session(paths) as client:
         for key, value in tags.items():
             if value is not None:
@@ -105,7 +111,15 @@ def annotate(
                 client.delete_model_version_tag(model, version.number, key)
         if line:
             description = client.get_model_version(model, version.number).description or ""
-            client.update_model_version(model, version.number, f"{description}\n- {markdown(line)}".strip())
+            client.update_model_version(model, version.number, _append(description, line))
+
+
+def _append(description: str, line: str) -> str:
+    entry, lines = f"- {markdown(line)}"[:LINE_LENGTH], description.splitlines()
+    room = DESCRIPTION_LENGTH - len(entry) - 1
+    while len("\n".join(lines)) > room and (oldest := next((row for row in lines if row.startswith("- ")), "")):
+        lines.remove(oldest)
+    return "\n".join(["\n".join(lines)[:room], entry]).strip()
 
 
 def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:

@@ -1,18 +1,26 @@
 """Roll back: make the previous champion the champion again, and store why.
 
 A version that was rolled back is promoted again only with `--replace` (tasks/registry/promotion.py).
+
+`champion` moves last. So a champion that is marked as rolled back belongs to a rollback that was interrupted, and
+repeating the command completes it.
 """
 
 from __future__ import annotations
+
+import logging
 
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry import promotion_state, registered_models
 from tasks.registry.promotion import PromotionResult, local_time, version_number
 from tasks.registry.registered_models import CHAMPION, PREVIOUS, ModelVersion
+from tasks.tracking.mlflow_client import StoreError
 from tasks.tracking.tags import REPLACED_TAG, ROLLED_BACK_TAG
 from winnow.config import Config
 from winnow.errors import WinnowError
+
+log = logging.getLogger(__name__)
 
 
 def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResult:
@@ -29,9 +37,13 @@ def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResul
         if previous is None:
             raise WinnowError(f"{model} has no previous champion to roll back to; {champion} stays champion")
         dated_note = f"{local_time()}: {note}"
-        registered_models.annotate(paths, model, champion, {ROLLED_BACK_TAG: dated_note}, f"rolled back {dated_note}")
-        registered_models.set_alias(paths, model, CHAMPION, previous.number)
+        registered_models.annotate(paths, model, champion, {ROLLED_BACK_TAG: dated_note})
+        try:
+            registered_models.annotate(paths, model, champion, {}, f"rolled back {dated_note}")
+        except StoreError as error:
+            log.warning("the description of %s does not say that it was rolled back: %s", champion, error)
         registered_models.set_alias(paths, model, PREVIOUS, version_number(_replaced_by(paths, model, previous)))
+        registered_models.set_alias(paths, model, CHAMPION, previous.number)
         line = f"{previous} is the champion of {model} again; {champion} was rolled back: {note}"
         if promotion_state.is_awaiting_approval(paths):
             promotion_state.clear(paths)  # the open request was against the champion that was rolled back
@@ -45,11 +57,12 @@ def rollback(paths: ProjectPaths, config: Config, reason: str) -> PromotionResul
 def _previous(paths: ProjectPaths, model: str, champion: ModelVersion) -> ModelVersion | None:
     """Return the version to roll back to; None where there is none.
 
-    Where both aliases name the same version, a promotion was interrupted between the two: then the champion's tag has
-    the version that it replaced.
+    It is the version that the champion replaced, by its tag, where `previous` has moved and `champion` has not: by a
+    promotion that was interrupted (both name the same version), or by a rollback (the champion is marked).
     """
     previous = registered_models.find(paths, model, PREVIOUS)
-    is_interrupted = previous is not None and previous.number == champion.number
+    was_promotion = previous is not None and previous.number == champion.number
+    is_interrupted = was_promotion or ROLLED_BACK_TAG in champion.tags
     return _replaced_by(paths, model, champion) if is_interrupted else previous
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
@@ -17,9 +20,10 @@ from tasks.registry import deployment_card, model_upload, promotion, promotion_s
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
 from tasks.registry.comparability import find_difference
 from tasks.registry.promotion import promote
+from tasks.registry.registered_models import CHAMPION, PREVIOUS
 from tasks.registry.rollback import rollback
 from tasks.tracking import mlflow_client, tracked_runs
-from tasks.tracking.tags import CARD_SHA256_TAG
+from tasks.tracking.tags import CARD_SHA256_TAG, ROLLED_BACK_TAG
 from tests import records
 from tests.conftest import CLASSES, SIZE
 from tests.handmade import (
@@ -283,16 +287,76 @@ def test_a_change_that_was_cut_off_between_its_two_aliases_can_be_rolled_back(
 
 
 @pytest.mark.thorough
-def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(paths: ProjectPaths, config: Config) -> None:
+@pytest.mark.parametrize("interrupted", [PREVIOUS, CHAMPION])
+def test_a_rollback_that_was_cut_off_between_its_two_aliases_goes_on(
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
     for ballast in (900, 400, 0):
         config = with_size_objective(write_next_run(paths, quick={"ballast": ballast}))
         promote(paths, config)
-    registered_models.set_alias(paths, MODEL, "champion", "2")  # killed: `champion` was written, `previous` was not
-    assert aliases(paths) == {"champion": "2", "challenger": "3", "previous": "2"}
-    rollback(paths, config, "")
-    assert aliases(paths) == {"champion": "1", "challenger": "3"}
+    for expected in ({"champion": "2", "challenger": "3", "previous": "1"}, {"champion": "1", "challenger": "3"}):
+        with monkeypatch.context() as patch:
+            patch.setattr(registered_models, "set_alias", interrupt_at(interrupted))
+            with pytest.raises(KeyboardInterrupt):
+                rollback(paths, config, "")
+        rollback(paths, config, "")
+        assert aliases(paths) == expected
+        assert [number for number in "123" if tag(paths, number, ROLLED_BACK_TAG)] == [
+            number for number in "123" if number > expected["champion"]
+        ]
     with pytest.raises(WinnowError, match="no previous champion"):
         rollback(paths, config, "")
+
+
+def interrupt_at(interrupted: str) -> Callable[[ProjectPaths, str, str, str | None], None]:
+    """Return a `set_alias` that is interrupted before it changes this alias."""
+    original = registered_models.set_alias
+
+    def set_alias(paths: ProjectPaths, model: str, alias: str, number: str | None) -> None:
+        if alias == interrupted:
+            raise KeyboardInterrupt
+        original(paths, model, alias, number)
+
+    return set_alias
+
+
+def read_description(paths: ProjectPaths, number: str) -> str:
+    return str(mlflow_client.connect(paths).get_model_version(MODEL, number).description)
+
+
+def test_a_description_keeps_its_beginning_and_its_last_lines_within_mlflows_limit(
+    paths: ProjectPaths, config: Config
+) -> None:
+    promote(paths, config)
+    beginning = read_description(paths, "1").partition("\n- ")[0]
+    version = registered_models.get(paths, MODEL, "1")
+    for number in range(9):
+        registered_models.annotate(paths, MODEL, version, {}, f"line {number} {'x' * 6000}")
+        assert len(read_description(paths, "1")) <= registered_models.DESCRIPTION_LENGTH
+    first, *lines = read_description(paths, "1").split("\n- ")
+    assert first == beginning
+    assert [line[:6] for line in lines] == ["line 5", "line 6", "line 7", "line 8"]
+    mlflow_client.connect(paths).update_model_version(MODEL, "1", "y" * 5000)  # as a user may write it
+    registered_models.annotate(paths, MODEL, version, {}, "the last")
+    assert len(read_description(paths, "1")) == registered_models.DESCRIPTION_LENGTH
+    assert read_description(paths, "1").endswith("y\n- the last")
+
+
+def test_a_rollback_needs_no_description(
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for ballast in (400, 0):
+        config = with_size_objective(write_next_run(paths, quick={"ballast": ballast}))
+        promote(paths, config)
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("value too long for type character varying(5000)")
+
+    monkeypatch.setattr(MlflowClient, "update_model_version", refuse)
+    assert rollback(paths, config, "wrong on Mondays").champion == "1"
+    assert aliases(paths) == {"champion": "1", "challenger": "2"}
+    assert "wrong on Mondays" in tag(paths, "2", ROLLED_BACK_TAG)
+    assert "value too long" in caplog.text
 
 
 @pytest.mark.thorough
