@@ -72,8 +72,8 @@ def _bring_up_to_date(paths: ProjectPaths, retries: int) -> list[StageResult]:
     if not promotion_state.is_up_to_date(paths, config):
         promotion = promote.with_options(retries=retries)(str(paths.root))
         done.append(promotion)
-        if promotion["waits"] and os.environ.get("PREFECT_API_URL"):
-            show_form(config)
+        if promotion["waits"] and os.environ.get("PREFECT_API_URL") and (warning := show_form(config)):
+            get_run_logger().warning("%s", warning)
     if done:
         _show(paths)
     else:

@@ -7,7 +7,6 @@ A run that times out fails in Prefect; the next run records that there was no de
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, Literal
 from uuid import UUID
@@ -86,16 +85,28 @@ def _promote(paths: ProjectPaths) -> list[str]:
         _end_other_forms(run_id)
         emit_waiting(waiting.model, waiting.version, waiting.request)
     answer = _ask(paths, waiting)
-    outcome = approval_decision.decide(paths, config, answer.decision == "approve", answer.by, answer.reason)
+    is_approved = answer.decision == "approve"
+    outcome = approval_decision.decide(
+        paths, config, is_approved, answer.by, answer.reason, expected=waiting.version.number
+    )
     artifacts.create_promotion_artifact(list(outcome.reasons))
     emit_promoted(outcome, waiting.model)
     return list(outcome.reasons)
 
 
-def show_form(config: Config) -> None:
-    """Start a run of this flow that shows the form, where the flow is deployed; else the next hourly run shows it."""
-    with contextlib.suppress(ObjectNotFound):
+def show_form(config: Config) -> str:
+    """Start a run of this flow that shows the form, where the flow is deployed; return "" or a warning.
+
+    The request is stored already, so an error here is only a warning: the next hourly run shows the form.
+    """
+    try:
         run_deployment(f"promote/{registered_model_name(config)}", timeout=0, as_subflow=False)
+    except ObjectNotFound:
+        return ""
+    except (RuntimeError, HTTPError) as error:
+        reason = " ".join(str(error).split())[:200]
+        return f"Prefect does not show the form yet: {reason}; the next hourly run shows it"
+    return ""
 
 
 def close_form(form: str, approve: bool, by: str, reason: str) -> str:

@@ -127,6 +127,13 @@ def write_run(root: Path, winner: str | None = "quick", models: dict[str, dict[s
     return config
 
 
+def write_named_files(root: Path) -> None:
+    """Write what the params.yaml of `write_run` names, as the command line requires."""
+    for name in ("photos", "data"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "data" / "none").touch()
+
+
 def write_candidate(artifacts: Path, name: str, variant: dict[str, Any]) -> None:
     """Write artifacts/candidates/NAME as the steps do, with the file of `write_model(**variant)`."""
     folder = artifacts / "candidates" / name

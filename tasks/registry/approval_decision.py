@@ -41,10 +41,14 @@ def _challenger_and_champion(paths: ProjectPaths, model: str) -> tuple[ModelVers
     return registered_models.find(paths, model, CHALLENGER), registered_models.find(paths, model, CHAMPION)
 
 
-def decide(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: str) -> PromotionResult:
+def decide(
+    paths: ProjectPaths, config: Config, approve: bool, by: str, reason: str, expected: str | None
+) -> PromotionResult:
     """Record a decision and act on it: an approved challenger becomes champion.
 
-    Raises WinnowError where no challenger waits, the champion has changed since, or a denial has no reason.
+    `expected`: the number of the version that was reviewed; None for the challenger, whichever it is. Raises
+    WinnowError where no challenger waits, it is another version, the champion has changed since, or a denial has no
+    reason.
     """
     model = registered_model_name(config)
     with run_lock.lock_registry(paths):
@@ -53,6 +57,11 @@ def decide(paths: ProjectPaths, config: Config, approve: bool, by: str, reason: 
             address = tracking_store.redact_password(tracking_store.registry_address(paths))
             raise WinnowError(
                 f"{model} at {address} has no challenger, so nothing waits for approval; run winnow first"
+            )
+        if expected not in (None, challenger.number):
+            raise WinnowError(
+                f"version {expected} of {model} is not the challenger any more: {challenger} is; review that one, and "
+                f"decide with --version {challenger.number}"
             )
         request = approval_request.parse_request(challenger)
         if approve and request and request.state != "approved" and request.champion != version_number(champion):

@@ -55,9 +55,8 @@ class ApprovalRequest:
         """The state for users."""
         if self.state == "asked":
             until = datetime.fromisoformat(self.until).astimezone()
-            return (
-                f"waits for approval until {until:%Y-%m-%d %H:%M %Z} (winnow approve, winnow deny, or Prefect's form)"
-            )
+            commands = "winnow approve --version N, winnow deny --version N, or Prefect's form"
+            return f"waits for approval until {until:%Y-%m-%d %H:%M %Z} ({commands})"
         return f"{self.state if self.state in ('approved', 'denied') else 'not approved'} {self.answer}"
 
 

@@ -7,18 +7,25 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
+import prefect.runtime
 import pytest
 import yaml
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
+import flows.promote as promote_flow
+from flows.promote import Approval
+from tasks.project import running_servers
 from tasks.project.paths import ProjectPaths
 from tasks.registry import approval_decision, approval_request, promotion_state, registered_models
 from tasks.registry.promotion import promote
 from tasks.registry.rollback import rollback
 from tasks.tracking import tracked_runs
 from tasks.tracking.tags import APPROVAL_TAG
-from tests.handmade import MODEL, aliases, tag, write_run
+from tests.handmade import MODEL, aliases, tag, write_named_files, write_run
 from tests.integration.conftest import Project, make_project
 from tests.integration.running import RunningProject, assert_notified, send_notifications_to, start, stop, webhook
+from winnow.cli import promotion as cli_promotion
 from winnow.config import Config
 from winnow.errors import ArtifactError, WinnowError
 
@@ -54,13 +61,13 @@ def test_a_winner_waits_and_approval_is_requested_once(paths: ProjectPaths, conf
 
 def test_an_approved_version_is_champion_and_keeps_the_decision(paths: ProjectPaths, config: Config) -> None:
     promote(paths, with_approval(config))
-    result = approval_decision.decide(paths, with_approval(config), True, "Ann", "looks right")
+    result = approval_decision.decide(paths, with_approval(config), True, "Ann", "looks right", None)
     assert (result.alias, result.champion, result.is_new) == ("champion", "1", True)
     assert "approved by Ann" in result.reasons[-1]
     assert "looks right" in tag(paths, "1", "winnow.reason")
     assert aliases(paths) == {"champion": "1", "challenger": "1"}
     with pytest.raises(WinnowError, match="was approved already"):
-        approval_decision.decide(paths, with_approval(config), True, "Ann", "")
+        approval_decision.decide(paths, with_approval(config), True, "Ann", "", None)
     assert promotion_state.read_reasons(paths) == list(result.reasons)
     assert not promotion_state.is_awaiting_approval(paths)
     assert "is the champion" in promote(paths, with_approval(config)).reasons[-1]
@@ -81,8 +88,8 @@ def test_a_denial_is_kept(paths: ProjectPaths, config: Config) -> None:
     next_config = write_next_run(paths, 0)
     assert promote(paths, next_config).waits is not None
     with pytest.raises(WinnowError, match="needs a reason"):
-        approval_decision.decide(paths, next_config, False, "Ann", "")
-    result = approval_decision.decide(paths, next_config, False, "Ann", "wrong on cats")
+        approval_decision.decide(paths, next_config, False, "Ann", "", None)
+    result = approval_decision.decide(paths, next_config, False, "Ann", "wrong on cats", None)
     assert (result.alias, result.champion, result.is_new) == ("challenger", "1", False)
     assert "wrong on cats" in tag(paths, "2", "winnow.reason")
     for policy_config in (next_config, with_approval(next_config, approval=False)):
@@ -109,7 +116,7 @@ def test_an_unanswered_request_expires(paths: ProjectPaths, config: Config, monk
     assert aliases(paths) == {"challenger": "1"}
     assert promotion_state.is_up_to_date(paths, approval_config)
     # A late decision is accepted, too.
-    assert approval_decision.decide(paths, approval_config, True, "Ann", "was ill").champion == "1"
+    assert approval_decision.decide(paths, approval_config, True, "Ann", "was ill", None).champion == "1"
 
 
 def test_the_next_challenger_ends_the_request(paths: ProjectPaths, config: Config) -> None:
@@ -132,8 +139,84 @@ def test_a_decision_is_about_the_champion_of_the_request(paths: ProjectPaths, co
     assert pending is not None
     registered_models.set_alias(paths, MODEL, "champion", pending.version.number)
     with pytest.raises(WinnowError, match="has changed since approval was asked for"):
-        approval_decision.decide(paths, next_config, True, "Ann", "")
+        approval_decision.decide(paths, next_config, True, "Ann", "", None)
     assert approval_decision.pending_approval(paths, next_config) is None
+
+
+def test_a_decision_is_about_the_version_that_was_reviewed(
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(paths, write_next_run(paths, 900))
+    reviewed = approval_decision.pending_approval(paths, config)
+    assert reviewed is not None
+    next_config = write_next_run(paths, 400)
+    write_named_files(paths.root)
+    promote(paths, next_config)
+    for approve in (True, False):
+        with pytest.raises(WinnowError, match=r"version 1 of photos is not the challenger .* version 2 \(quick\) is"):
+            approval_decision.decide(paths, next_config, approve, "Ann", "seen", "1")
+        with pytest.raises(WinnowError, match="version 1 of photos is not the challenger"):
+            cli_promotion.decide(paths, approve, "seen", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(approval_decision, "pending_approval", lambda *_: reviewed)  # the next one came meanwhile
+            with pytest.raises(WinnowError, match="version 1 of photos is not the challenger"):
+                cli_promotion.decide(paths, approve, "seen", None)
+    assert aliases(paths) == {"challenger": "2"}
+    assert approval_decision.decide(paths, next_config, True, "Ann", "seen", "2").champion == "2"
+
+
+def test_a_form_is_about_the_version_that_it_shows(
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(paths, write_next_run(paths, 900))
+    shown = approval_decision.pending_approval(paths, config)
+    assert shown is not None
+    approval_request.set_form(paths, MODEL, shown.version, shown.request, str(prefect.runtime.flow_run.id))
+
+    def answer_after_the_next_run(*_: Any) -> Approval:
+        promote(paths, write_next_run(paths, 400))
+        return Approval(decision="approve", by="Ann", reason="seen")
+
+    monkeypatch.setattr(promote_flow, "_ask", answer_after_the_next_run)
+    with pytest.raises(WinnowError, match="version 1 of photos is not the challenger"):
+        promote_flow._promote(paths)
+    assert aliases(paths) == {"challenger": "2"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("Connection refused"),
+        RuntimeError("Failed to reach API at http://127.0.0.1:9/api/"),
+        PrefectHTTPStatusError("503", request=httpx.Request("POST", "http://x"), response=httpx.Response(503)),
+    ],
+)
+def test_a_request_is_kept_where_prefect_is_down(
+    paths: ProjectPaths,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli_promotion, "load_project_config", lambda _: with_approval(config))
+    monkeypatch.setattr(running_servers, "report_to_prefect", lambda _: True)
+    monkeypatch.setattr(promote_flow, "run_deployment", fail)
+    assert cli_promotion.promote_winner(paths, replace=False) == 0
+    assert str(error) in capsys.readouterr().err
+    pending = approval_decision.pending_approval(paths, config)
+    assert pending is not None
+    assert pending.version.number == "1"
+
+
+def test_without_a_deployment_the_form_waits_silently(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ObjectNotFound(httpx.HTTPError("404"))
+
+    monkeypatch.setattr(promote_flow, "run_deployment", fail)
+    assert promote_flow.show_form(config) == ""
 
 
 @pytest.mark.thorough
@@ -152,10 +235,10 @@ def test_after_a_rollback_approval_is_requested_again(paths: ProjectPaths, confi
 
 def test_a_decision_without_a_request_is_an_error(paths: ProjectPaths, config: Config) -> None:
     with pytest.raises(WinnowError, match="no challenger"):
-        approval_decision.decide(paths, config, True, "Ann", "")
+        approval_decision.decide(paths, config, True, "Ann", "", None)
     promote(paths, config)
     with pytest.raises(WinnowError, match="does not wait for approval"):
-        approval_decision.decide(paths, config, True, "Ann", "")
+        approval_decision.decide(paths, config, True, "Ann", "", None)
 
 
 @pytest.fixture(scope="module")

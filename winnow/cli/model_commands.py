@@ -21,6 +21,14 @@ model_option = click.option(
     "--model", default="champion", show_default=True, help="Alias or version of the registered model."
 )
 
+version_option = click.option(
+    "--version",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="N",
+    help="The version that you reviewed; refuse if another one is the challenger by now.",
+)
+
 
 @click.command()
 @click.option(
@@ -48,22 +56,24 @@ def rollback(paths: ProjectPaths, reason: str) -> int:
 
 @click.command()
 @click.option("--reason", default="", help="Stored on the version.")
+@version_option
 @project_command
-def approve(paths: ProjectPaths, reason: str) -> int:
+def approve(paths: ProjectPaths, reason: str, version: int | None) -> int:
     """Make the challenger that waits for approval the champion."""
     from winnow.cli.promotion import decide
 
-    return decide(paths, True, reason)
+    return decide(paths, True, reason, version)
 
 
 @click.command()
 @click.option("--reason", required=True, help="Stored on the version.")
+@version_option
 @project_command
-def deny(paths: ProjectPaths, reason: str) -> int:
+def deny(paths: ProjectPaths, reason: str, version: int | None) -> int:
     """Reject the challenger that waits for approval."""
     from winnow.cli.promotion import decide
 
-    return decide(paths, False, reason)
+    return decide(paths, False, reason, version)
 
 
 @click.command()
@@ -161,11 +171,10 @@ def drift(paths: ProjectPaths, folder: str) -> int:
     config = load_project_config(paths)
     # A folder on the command line is relative to the shell's folder, drift.path to the project's.
     report = drift.detect_drift(paths, config, str(Path(folder).absolute()) if folder else None)
-    run_id = drift.log_drift(paths, config, report)
     print_line("\n".join(drift.report_lines(report)))
     for file, name, probability in report.to_label:
         print_line(f"  label {file} (now {name}, {probability:.2f})")
-    print_line(f"MLflow run {run_id}")
+    print_line(f"MLflow run {drift.log_drift(paths, config, report)}")
     return 0
 
 

@@ -27,7 +27,8 @@ def promote_winner(paths: ProjectPaths, replace: bool) -> int:
     if outcome.waits and running_servers.report_to_prefect(paths):
         from flows.promote import show_form
 
-        show_form(config)
+        if warning := show_form(config):
+            print_line(f"winnow: {warning}", sys.stderr)
     return status
 
 
@@ -39,15 +40,20 @@ def roll_back(paths: ProjectPaths, reason: str) -> int:
     return _report_promotion(paths, config, rollback(paths, config, reason))
 
 
-def decide(paths: ProjectPaths, is_approved: bool, reason: str) -> int:
-    """Approve or deny the challenger that waits for manual approval, and close its form in Prefect."""
+def decide(paths: ProjectPaths, is_approved: bool, reason: str, version: int | None) -> int:
+    """Approve or deny the challenger that waits for manual approval, and close its form in Prefect.
+
+    Raises WinnowError where the challenger is not `version`.
+    """
     from tasks.project import running_servers
     from tasks.project.run_origin import approver_name
     from tasks.registry import approval_decision
 
     config = load_project_config(paths)
     waiting = approval_decision.pending_approval(paths, config)
-    _report_promotion(paths, config, approval_decision.decide(paths, config, is_approved, approver_name(), reason))
+    expected = str(version) if version else waiting.version.number if waiting else None
+    outcome = approval_decision.decide(paths, config, is_approved, approver_name(), reason, expected)
+    _report_promotion(paths, config, outcome)
     if waiting and waiting.request.form and running_servers.report_to_prefect(paths):
         from flows.promote import close_form
 
