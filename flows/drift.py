@@ -36,9 +36,8 @@ def _detect(paths: ProjectPaths, path: str) -> dict[str, Any]:
     except drift_task.NothingToCompare as error:
         get_run_logger().warning("no images are compared: %s", error)
         return {}
-    run_id = drift_task.log_drift(paths, config, finding)
     report = "\n".join(drift_task.report_lines(finding, for_markdown=True))
-    create_markdown_artifact(key="drift", markdown=report, description=f"MLflow run {run_id}")
+    create_markdown_artifact(key="drift", markdown=report, description="New images against the validation split")
     if finding.to_label:
         rows = [
             {"file": file, "predicted": name, "probability": f"{probability:.2f}"}
@@ -47,4 +46,5 @@ def _detect(paths: ProjectPaths, path: str) -> dict[str, Any]:
         create_table_artifact(key="to-label", table=rows, description="Images most worth labelling")
     if finding.is_real:
         emit_drifted(registered_model_name(config), report)
+    run_id = drift_task.log_drift(paths, config, finding)  # last: what it shows does not depend on MLflow
     return {"is_real": finding.is_real, "advice": str(finding.advice), "run": run_id}

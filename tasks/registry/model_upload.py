@@ -19,7 +19,7 @@ import numpy as np
 
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.registry.registered_models import DESCRIPTION_LENGTH, ModelVersion, find_by_digest, to_version
-from tasks.tracking.mlflow_client import active_run, experiment_id, session
+from tasks.tracking.mlflow_client import RESUME_HINT, active_run, experiment_id, session
 from tasks.tracking.run_content import DATASET
 from tasks.tracking.tags import CANDIDATE_TAG, CARD_SHA256_TAG, DATA_VERSION_TAG, LINEAGE_TAG, SHA256_TAG
 from winnow.config import Config
@@ -43,7 +43,7 @@ def register(
     model, sha256 = registered_model_name(config), sha256_of(folder / MODEL)
     if existing := find_by_digest(paths, model, sha256):
         return existing
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         experiment = experiment_id(paths, config)
         try:
             client.create_registered_model(model, description="Compressed classifiers that winnow has promoted.")

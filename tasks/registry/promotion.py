@@ -28,6 +28,7 @@ from tasks.registry.approval_request import ApprovalRequest
 from tasks.registry.deployment_card import accuracy_tags, deployment_card
 from tasks.registry.registered_models import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
 from tasks.tracking import mlflow_runs, tracked_runs
+from tasks.tracking.mlflow_client import RESUME_HINT
 from tasks.tracking.tags import CHAMPION_SINCE_TAG, PROMOTION_TAG, REASON_TAG, REPLACED_TAG, ROLLED_BACK_TAG
 from winnow.benchmark.target_measurements import read_target, target_digest
 from winnow.config import Config
@@ -65,7 +66,7 @@ def promote(paths: ProjectPaths, config: Config, replace: bool = False) -> Promo
     """
     with run_lock.lock_registry(paths):
         selection, model = SelectionRecord.read(paths.artifacts / "select"), registered_model_name(config)
-        champion = registered_models.find(paths, model, CHAMPION)
+        champion = registered_models.find(paths, model, CHAMPION, hint=RESUME_HINT)
         winner = selection.details.winner
         if winner is None:
             stays = f"{champion} stays champion of {model}" if champion else f"{model} has no champion yet"
@@ -101,6 +102,9 @@ def _promote_winner(
         return result((rejection,), version=existing.number)
     card = deployment_card(paths, config, selection, winner, folder)
     run_id = tracked_runs.candidate_run(paths, config, winner)
+    if run_id is None:  # never tracked, or MLflow has lost it
+        tracked_runs.track(paths, config)
+        run_id = tracked_runs.candidate_run(paths, config, winner)
     version = model_upload.register(paths, config, folder, card, run_id)
     registered_models.annotate(paths, model, version, accuracy_tags(card))
     approval_request.supersede(paths, model, version)

@@ -21,7 +21,7 @@ from typing import Any
 
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import tracking_store
-from tasks.tracking.mlflow_client import RESUME_HINT, session
+from tasks.tracking.mlflow_client import AGAIN_HINT, session
 from tasks.tracking.tags import CANDIDATE_TAG, CARD_SHA256_TAG, SHA256_TAG
 from winnow.deploy.onnx_session import MODEL
 from winnow.errors import ArtifactError, WinnowError
@@ -51,7 +51,7 @@ class ModelVersion:
         return f"version {self.number} ({self.candidate})"
 
 
-def find(paths: ProjectPaths, model: str, which: str, hint: str = RESUME_HINT) -> ModelVersion | None:
+def find(paths: ProjectPaths, model: str, which: str, hint: str = AGAIN_HINT) -> ModelVersion | None:
     """Return the version with this alias or number, or None. `hint`: as in `session`."""
     from mlflow.exceptions import MlflowException
 

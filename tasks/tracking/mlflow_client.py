@@ -32,7 +32,9 @@ CALL_SECONDS = 60.0
 FILE_CALLS = ("log_artifact", "log_artifacts", "log_model_artifacts", "download_artifacts", "list_artifacts")
 DAMAGED_TEXTS = ("file is not a database", "malformed", "Can't locate revision", "no such table", "no such column")
 """Parts of the messages of SQLite and MLflow about a damaged database."""
+AGAIN_HINT = "; then run the same command again"
 RESUME_HINT = "; all results are kept: continue with `winnow track` and `winnow promote`"
+"""The hint where the results of steps were to be logged or promoted."""
 
 
 class StoreError(WinnowError):
@@ -40,7 +42,7 @@ class StoreError(WinnowError):
 
 
 @contextlib.contextmanager
-def session(paths: ProjectPaths, takes: str = "the role engineer", hint: str = RESUME_HINT) -> Iterator[Any]:
+def session(paths: ProjectPaths, takes: str = "the role engineer", hint: str = AGAIN_HINT) -> Iterator[Any]:
     """Yield the project's client; exceptions of MLflow, its database and the network become a StoreError with a remedy.
 
     `takes`: the role that the account needs. `hint`: the end of the message, on how to continue.

@@ -17,6 +17,7 @@ from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_dead, origin_tags
 from tasks.tracking import run_content
 from tasks.tracking.mlflow_client import (
+    RESUME_HINT,
     Curve,
     StoreError,
     create_run,
@@ -50,7 +51,7 @@ CURVES = "curves"
 
 def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
     """Create the parent run of an execution and return its id; first close runs left open by killed processes."""
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         experiment = experiment_id(paths, config)
         _close_dead(client, experiment)
         tags = origin_tags(paths.root) | {KIND_TAG: "execution", NOTE_TAG: markdown(why)}
@@ -64,7 +65,7 @@ def open_execution(paths: ProjectPaths, config: Config, why: str) -> str:
 
 def close_orphaned(paths: ProjectPaths, config: Config) -> None:
     """Mark open runs whose process on this machine is gone as failed."""
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         _close_dead(client, experiment_id(paths, config))
 
 
@@ -76,7 +77,7 @@ def _close_dead(client: Any, experiment: str) -> None:
 
 def open_step(paths: ProjectPaths, parent_run: str, name: str, step: str) -> str:
     """Create the child run of a step that is about to start, and return its id."""
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         experiment = client.get_run(parent_run).info.experiment_id
         return open_child(paths, client, experiment, parent_run, name, step)
 
@@ -84,7 +85,7 @@ def open_step(paths: ProjectPaths, parent_run: str, name: str, step: str) -> str
 def log_curves(paths: ProjectPaths, run_id: str, rows: Sequence[Curve], already_sent: int, prefix: str) -> None:
     """Log new rows of a running training. If MLflow does not respond, `close_step` logs them later."""
     try:
-        with session(paths) as client:
+        with session(paths, hint=RESUME_HINT) as client:
             log_values(client, run_id, to_curve_metrics(rows[already_sent:], prefix or CURVES))
     except StoreError as error:
         log.warning("curves will be logged when the step has ended: %s", str(error).partition("\n")[0])
@@ -92,7 +93,7 @@ def log_curves(paths: ProjectPaths, run_id: str, rows: Sequence[Curve], already_
 
 def close_step(paths: ProjectPaths, run_id: str, out: Path) -> None:
     """Log the record in `out` to the run of its step; delete the run where the record is tracked already."""
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         run = client.get_run(run_id)
         query = f"tags.`{RECORD_TAG}` = '{record_digest(out)}'"
         if client.search_runs([run.info.experiment_id], query, max_results=1):
@@ -104,7 +105,7 @@ def close_step(paths: ProjectPaths, run_id: str, out: Path) -> None:
 
 def fail_step(paths: ProjectPaths, run_id: str, message: str) -> None:
     """Mark the run of a step as failed. Errors of MLflow are ignored, so that the step's own error is shown."""
-    with contextlib.suppress(StoreError), session(paths) as client:
+    with contextlib.suppress(StoreError), session(paths, hint=RESUME_HINT) as client:
         _fail(client, run_id, message)
 
 
@@ -113,7 +114,10 @@ def close_execution(paths: ProjectPaths, parent: str, ok: bool) -> None:
 
     After a failure (`ok` False) errors of MLflow are ignored.
     """
-    with contextlib.nullcontext() if ok else contextlib.suppress(StoreError), session(paths) as client:
+    with (
+        contextlib.nullcontext() if ok else contextlib.suppress(StoreError),
+        session(paths, hint=RESUME_HINT) as client,
+    ):
         experiment = client.get_run(parent).info.experiment_id
         running = f"attributes.status = 'RUNNING' and tags.`{PARENT_RUN_TAG}` = '{parent}'"
         for run in client.search_runs([experiment], running):
@@ -130,7 +134,7 @@ def log_separate_run(
     files: Sequence[Path],
 ) -> str:
     """Log a run without parent, named after its kind, for results outside the chain, and return its id."""
-    with session(paths) as client:
+    with session(paths, hint="; the result is shown, but not in MLflow") as client:
         run_id = create_run(client, experiment_id(paths, config), tags, tags[KIND_TAG])
         for path in files:
             client.log_artifact(run_id, str(path))
@@ -141,7 +145,7 @@ def log_separate_run(
 
 def tag_run(paths: ProjectPaths, run_id: str, tags: Mapping[str, str]) -> None:
     """Add tags to a run; it may have ended."""
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         log_values(client, run_id, tags=tags)
 
 

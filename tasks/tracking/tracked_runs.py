@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.project.paths import ProjectPaths
 from tasks.tracking import parent_run_content, run_content, tracking_store
-from tasks.tracking.mlflow_client import active_run, experiment_id, log_values, session, to_metrics
+from tasks.tracking.mlflow_client import RESUME_HINT, active_run, experiment_id, log_values, session, to_metrics
 from tasks.tracking.mlflow_runs import close_execution, fill_run, open_child, open_execution
 from tasks.tracking.run_content import RunContent
 from tasks.tracking.tags import DIGEST_TAG, NOTE_TAG, REASON_TAG, TEST_WARNING_TAG
@@ -29,7 +29,7 @@ def track(paths: ProjectPaths, config: Config, parent: str | None = None) -> str
         raise ArtifactError(f"nothing to track in {paths.artifacts}; run `winnow run` or `dvc repro` first")
     address = tracking_store.redact_password(tracking_store.tracking_address(paths))
     digest = parent_run_content.execution_digest(contents)
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         experiment = experiment_id(paths, config)
         digests = [*(content.digest for content in contents), digest]
         runs = _present(client, experiment, digests, tracking_store.read_runs(paths))
@@ -82,7 +82,7 @@ def _tracked_run(paths: ProjectPaths, digest: str) -> Any:
     run_id = tracking_store.read_runs(paths).get(digest)
     if run_id is None:
         return None
-    with session(paths) as client:
+    with session(paths, hint=RESUME_HINT) as client:
         return active_run(client, run_id)
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
+import flows.drift as drift_flow
 from tasks import drift
 from tasks.project.paths import ProjectPaths
 from tasks.registry.promotion import promote
-from tasks.tracking import mlflow_client, tracked_runs
+from tasks.tracking import mlflow_client, mlflow_runs, tracked_runs
 from tests.conftest import CLASSES, SIZE, draw
 from tests.handmade import write_run
+from winnow.cli import model_commands
 from winnow.config import Config
 from winnow.errors import ConfigError, DataError, WinnowError
 
@@ -124,6 +128,42 @@ def test_incomparable_images_are_an_error(paths: ProjectPaths, config: Config, t
     folder = new_images(tmp_path / "new")
     (folder / "broken.jpg").write_bytes(b"no image")
     assert drift.detect_drift(paths, config, str(folder)).rejected[0].startswith("broken.jpg")
+
+
+@pytest.mark.thorough
+def test_the_result_is_shown_before_it_is_logged(
+    paths: ProjectPaths,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MlflowException("MLflow is down")
+
+    folder = str(new_images(tmp_path / "new", colour=0.02))
+    finding = drift.detect_drift(paths, config, folder)
+    shown: list[str] = []
+    monkeypatch.setattr(mlflow_runs, "create_run", fail)
+    monkeypatch.setattr(model_commands, "load_project_config", lambda _: config)
+    monkeypatch.setattr(drift_flow, "load_config", lambda _: config)
+    for name in ("create_markdown_artifact", "create_table_artifact"):
+        monkeypatch.setattr(drift_flow, name, lambda key, **_: shown.append(key))
+    monkeypatch.setattr(drift_flow, "emit_drifted", lambda *_: shown.append("event"))
+    monkeypatch.chdir(paths.root)
+    command = model_commands.drift.callback
+    assert command is not None
+    with pytest.raises(SystemExit) as exc_info:
+        command(folder=folder)
+    assert exc_info.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output.splitlines()[: len(finding.shifts)] == drift.report_lines(finding)[: len(finding.shifts)]
+    assert output.count("  label ") == len(finding.to_label)
+    assert "MLflow is down" in errors
+    assert mlflow_client.RESUME_HINT not in errors
+    with pytest.raises(mlflow_client.StoreError, match="MLflow is down"):
+        drift_flow._detect(paths, folder)
+    assert shown == ["drift", "to-label", "event"]
 
 
 def test_drift_needs_a_champion(paths: ProjectPaths, tmp_path: Path) -> None:

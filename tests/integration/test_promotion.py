@@ -16,11 +16,19 @@ from mlflow.exceptions import MlflowException
 from tasks.project import run_lock
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import PROMOTED, PromotionState
-from tasks.registry import deployment_card, model_upload, promotion, promotion_state, registered_models
+from tasks.registry import (
+    approval_decision,
+    deployment_card,
+    model_upload,
+    promotion,
+    promotion_state,
+    registered_models,
+)
 from tasks.registry.champion_challenger import ContestResult, benchmark_cases, judge_challenge, measure_contest
 from tasks.registry.comparability import find_difference
 from tasks.registry.promotion import promote
 from tasks.registry.registered_models import CHAMPION, PREVIOUS
+from tasks.registry.registered_weights import fetch_weights
 from tasks.registry.rollback import rollback
 from tasks.tracking import mlflow_client, tracked_runs
 from tasks.tracking.tags import CARD_SHA256_TAG, ROLLED_BACK_TAG
@@ -386,6 +394,9 @@ def test_promotion_after_the_store_was_emptied(paths: ProjectPaths, config: Conf
     assert tracked_runs.candidate_run(paths, config, "quick") is None
     assert tracked_runs.last_execution(paths, config) is None
     assert promote(paths, config).champion == "1"
+    run = client.get_run(client.get_model_version(MODEL, "1").run_id)
+    assert (run.info.lifecycle_stage, run.data.tags["winnow.name"]) == ("active", "quick")
+    assert run.info.run_id == tracked_runs.candidate_run(paths, config, "quick")
 
 
 def test_a_registration_that_was_cut_off_leaves_no_pending_model(paths: ProjectPaths, config: Config) -> None:
@@ -484,6 +495,29 @@ def test_the_promotion_state_is_for_this_address_and_store_only(
     assert promotion_state.is_up_to_date(paths, config)
     (paths.state_dir / "mlflow" / "mlflow.db").unlink()
     assert not promotion_state.is_up_to_date(paths, config)
+
+
+def test_only_commands_on_results_say_how_to_send_them(
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    weights = config.model_copy(
+        update={"pretrain": config.pretrain.model_copy(update={"start": "models:/flowers@best"})}
+    )
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: promote(paths, config), mlflow_client.RESUME_HINT),
+        (lambda: tracked_runs.track(paths, config), mlflow_client.RESUME_HINT),
+        (lambda: approval_decision.decide(paths, config, True, "Ann", "", None), mlflow_client.AGAIN_HINT),
+        (lambda: approval_decision.pending_approval(paths, config), mlflow_client.AGAIN_HINT),
+        (lambda: rollback(paths, config, ""), mlflow_client.AGAIN_HINT),
+        (lambda: registered_models.find(paths, MODEL, "champion"), mlflow_client.AGAIN_HINT),
+        (lambda: fetch_weights(paths, weights), mlflow_client.AGAIN_HINT),
+    ]
+    for call, hint in calls:
+        with pytest.raises(mlflow_client.StoreError) as exc_info:
+            call()
+        assert str(exc_info.value).endswith(hint)
 
 
 NO_DROP = Drop(0.0, -0.5, 0.5)
