@@ -60,6 +60,7 @@ class SearchRun:
             experiment = mlflow_client.experiment_id(paths, self.config)
             state = SEARCH_RUN.read(paths, self.name)
             if state and client.search_runs([experiment], f"attributes.run_id = '{state['run']}'"):
+                mlflow_client.log_values(client, state["run"], tags=origin_tags(paths.root))  # first: its process lives
                 client.update_run(state["run"], status="RUNNING")
                 self.logged = state["trials"]
                 return str(state["run"])

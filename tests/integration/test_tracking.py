@@ -14,10 +14,12 @@ from threading import Thread
 
 import pytest
 
+from tasks.project import run_origin
 from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.project.state_files import TRACKED_RUNS
 from tasks.tracking import mlflow_client, mlflow_runs, run_content, search_runs, tracked_runs
+from tasks.tracking.tags import PROCESS_TAG
 from tests.handmade import CURVES, DATA_VERSION, clear_local_state, write_candidate, write_verdicts
 from tests.records import ingest_details, make_record
 from winnow.config import Config
@@ -431,6 +433,20 @@ def test_a_trial_that_was_not_logged_is_reported_once_and_logged_at_the_end(
         ("trial 1", "FINISHED"),
     ]
     assert {run.data.metrics["search/cost"] for run in trial_runs} == {0.5}
+
+
+def test_a_resumed_search_is_not_taken_for_a_killed_one(
+    paths: ProjectPaths, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run_origin, "process_identity", lambda _: "1@ended")
+        log = search_runs.SearchRun(paths, config, "mine")
+    resumed_log = search_runs.SearchRun(paths, config, "mine")
+    assert resumed_log.run_id == log.run_id
+    mlflow_runs.close_orphaned(paths, config)
+    (run,) = _runs(paths, config)
+    assert run.info.status == "RUNNING"
+    assert run.data.tags[PROCESS_TAG] == run_origin.process_identity(os.getpid())
 
 
 @pytest.mark.thorough

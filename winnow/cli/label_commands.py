@@ -70,8 +70,10 @@ def check(paths: ProjectPaths, out: Path) -> int:
 
 def _load_current_config(paths: ProjectPaths) -> Config:
     """Return the settings. Raises DataError where the images or labels have changed since they were ingested."""
+    from tasks.project import run_lock
     from tasks.versioning import dvc_stages
 
+    run_lock.check_unlocked(paths)
     config = load_config(paths.root / "params.yaml")
     if reasons := dvc_stages.stale_stages(paths.root, config).get("ingest"):
         raise DataError(

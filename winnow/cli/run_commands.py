@@ -91,9 +91,11 @@ def status(paths: ProjectPaths, full: bool) -> int:
 @project_command
 def track(paths: ProjectPaths) -> int:
     """Log the records to MLflow, after `dvc repro`."""
+    from tasks.project import run_lock
     from tasks.tracking import tracked_runs
 
-    print_line(tracked_runs.track(paths, load_project_config(paths)))
+    with run_lock.lock_run(paths):
+        print_line(tracked_runs.track(paths, load_project_config(paths)))
     return 0
 
 

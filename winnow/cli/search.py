@@ -46,11 +46,11 @@ THIS_PROCESS = WorkerPool()
 def run_search(paths: ProjectPaths, config: Config, name: str, add: str, pool: WorkerPool = THIS_PROCESS) -> int:
     """Search, print the front, and add the selected candidates to params.yaml where `add` names them."""
     check_names(config, name, add)
-    _check_inputs(paths, config)
     artifacts, folder = paths.artifacts, paths.state_dir / "search" / name
     show_log()
     check_pool(paths, pool)
     with run_lock.lock_run(paths):
+        _check_inputs(paths, config)
         folders = CandidateFolders(
             artifacts / "data",
             artifacts / "pretrain",

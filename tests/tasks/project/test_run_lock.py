@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.project import run_lock
+from tasks.project import environment, run_lock
 from tasks.project.paths import ProjectPaths
+from tasks.versioning import dvc_stages
 from tests.closure import ROOT
+from tests.handmade import write_named_files, write_run
+from winnow.cli.main import main
 from winnow.cli.run_commands import apply_settings
 
 HOLD_LOCK = """
@@ -60,6 +63,30 @@ def test_a_refused_run_does_not_change_params(paths: ProjectPaths) -> None:
     with pytest.raises(run_lock.ProjectLocked):
         apply_settings(paths, ("seed=2",))
     assert params.read_text() == "seed: 1\n"
+
+
+@pytest.mark.parametrize("lock_holder", ["run"], indirect=True)
+@pytest.mark.parametrize(
+    "arguments", [["track"], ["search"], ["label", "suggest", "3"], ["label", "check"]], ids=" ".join
+)
+def test_commands_that_need_the_checkout_name_the_run(
+    paths: ProjectPaths,
+    lock_holder: subprocess.Popen[str],
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They neither write what the run writes, nor call DVC, which is locked while a stage runs."""
+    write_run(paths.root)
+    write_named_files(paths.root)
+    monkeypatch.chdir(paths.root)
+    for key, value in environment.process_environment(paths.root).items():
+        monkeypatch.setenv(key, value)  # the command sets these, too; here they are set back
+    monkeypatch.setattr(dvc_stages, "stale_stages", lambda *_: pytest.fail("DVC was called"))
+    with pytest.raises(SystemExit) as exc_info:
+        main(arguments)
+    assert exc_info.value.code == 2
+    assert f"process {lock_holder.pid}" in capsys.readouterr().err
 
 
 def test_a_run_cannot_lock_its_checkout_twice(paths: ProjectPaths) -> None:
