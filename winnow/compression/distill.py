@@ -15,6 +15,7 @@ from winnow.config import Distill
 from winnow.models.backbones import build_model
 from winnow.models.classifier_head import backbone_weights
 from winnow.models.network import Network
+from winnow.models.state_loading import load_state
 from winnow.random_streams import stream_seed
 from winnow.records.method_results import DistillResult, Start
 
@@ -42,5 +43,5 @@ def copy_backbone(source: nn.Module, target: nn.Module) -> bool:
     own = backbone_weights(target)
     if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
         return False
-    target.load_state_dict(state | weights)
+    load_state(target, state | weights)
     return True

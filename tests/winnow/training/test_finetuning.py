@@ -16,7 +16,7 @@ from winnow.data.splits import draw_label_budget
 from winnow.deploy.batch_inference import predict_torch
 from winnow.errors import DataError
 from winnow.models.backbones import Architecture, build_model
-from winnow.models.classifier_head import backbone_state
+from winnow.models.classifier_head import backbone_state, backbone_weights
 from winnow.training import finetuning
 from winnow.training.finetuning import (
     FinetunedArm,
@@ -58,6 +58,13 @@ def test_arms_start_with_the_same_head_and_their_own_backbone() -> None:
     for name, value in random_backbone(3).items():
         assert torch.equal(scratch.state_dict()[name], value)
     assert not torch.equal(initial_model(SMALL, None, 4).fc.weight, scratch.fc.weight)
+
+
+def test_mnasnet_starts_from_a_pretrained_backbone() -> None:
+    architecture = Architecture(backbone="mnasnet0_5", num_classes=3, image_size=32)
+    pretrained = backbone_weights(build_model(architecture, 9))
+    started = initial_model(architecture, pretrained, 3).state_dict()
+    assert all(torch.equal(value, started[name]) for name, value in pretrained.items())
 
 
 def test_arms_differ_in_their_backbone_only(tiny_set: ImageSet, tmp_path: Path) -> None:
