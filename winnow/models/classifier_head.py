@@ -18,13 +18,11 @@ class Projector(nn.Sequential):
 
 def head_path(model: nn.Module) -> str:
     """Return the dotted name of the projector, or else of the last nn.Linear: `fc`, `classifier.3`, ..."""
-    for name, module in model.named_modules():
-        if isinstance(module, Projector):
-            return name
-    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise ConfigError("pretrain.backbone: a network without a linear head cannot be used; choose another one")
-    return names[-1]
+    for kind in (Projector, nn.Linear):
+        names: list[str] = [name for name, module in model.named_modules() if isinstance(module, kind)]
+        if names:
+            return names[-1]
+    raise ConfigError("pretrain.backbone: a network without a linear head cannot be used; choose another one")
 
 
 def feature_dim(model: nn.Module) -> int:
