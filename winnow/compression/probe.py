@@ -35,8 +35,8 @@ ABSENT_CLASS_LOGIT = -30.0
 def probe(settings: Probe, inputs: MethodInputs) -> tuple[Network, ProbeResult]:
     """Fit the head; return the teacher with it, and what was done.
 
-    Raises ConfigError without a teacher, DataError where the budget holds fewer than two classes, ArtifactError where the
-    embeddings are not those of the network.
+    Raises ConfigError without a teacher, DataError where the budget holds fewer than two classes, ArtifactError where
+    the embeddings are not those of the network.
     """
     if inputs.teacher is None:
         raise ConfigError("candidates: method probe needs a teacher: set teacher.weights, or remove the candidate")

@@ -179,7 +179,7 @@ def _torchvision_network(architecture: Architecture) -> nn.Module:
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"pretrain.backbone: {name} cannot be built for images of {size} pixels ({error})") from error
+        raise ConfigError(f"{name} cannot be built for images of {size} pixels ({error})") from error
     return model
 
 

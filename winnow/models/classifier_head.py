@@ -22,7 +22,7 @@ def head_path(model: nn.Module) -> str:
         names: list[str] = [name for name, module in model.named_modules() if isinstance(module, kind)]
         if names:
             return names[-1]
-    raise ConfigError("pretrain.backbone: a network without a linear head cannot be used; choose another one")
+    raise ConfigError("a network without a linear head cannot be used; choose another one")
 
 
 def feature_dim(model: nn.Module) -> int:

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 IMAGENET_SIZE = 224
 INCEPTION_INPUT = (0.5, 0.5, 0.5)
-"""Mean and deviation of torchvision's GoogLeNet and Inception v3. With known weights torchvision normalises their images
-by ImageNet's, and the networks convert them (`transform_input`); here the networks take them as they are."""
+"""Mean and deviation of images for torchvision's GoogLeNet and Inception v3. With known weights torchvision normalises
+them by ImageNet's, and the network converts them (`transform_input`), which gives the same."""
 NOT_STATED = "not stated"
 NON_COMMERCIAL = re.compile(
     r"(^|[^a-z])nc([^a-z]|$)|non[- ]?commercial|research[- ](only|use|purpose)|/SWAG/", re.IGNORECASE

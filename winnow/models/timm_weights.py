@@ -66,9 +66,7 @@ def fill_timm_network(model: nn.Module, architecture: Architecture, name: str, t
         _filled_state(name, architecture, {key: value + shift for key, value in tensors.items()}, file)
         for shift in (0, 1)
     )
-    missing = [
-        key for key in expected if not key.endswith(BATCH_COUNTER) and torch.equal(filled[key], changed[key])
-    ]
+    missing = [key for key in expected if not key.endswith(BATCH_COUNTER) and torch.equal(filled[key], changed[key])]
     if missing:
         listing = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ArtifactError(
