@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
 from tests.winnow.models.test_package_weights import features
 from winnow.errors import ArtifactError
@@ -38,11 +39,16 @@ def test_the_stem_of_a_file_decides_the_size(
 def test_googlenet_sees_the_images_that_torchvision_gives_it(tmp_path: Path) -> None:
     """With known weights torchvision's network converts images that are normalised as for the others."""
     network = torchvision.models.googlenet(weights=None, transform_input=True, aux_logits=False, init_weights=True)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randn(8, 3, 224, 224))  # features of random weights are nearly zero without statistics
     save_file(network.state_dict(), tmp_path / "mine.safetensors")
     weights = find_weights(str(tmp_path / "mine.safetensors"), "googlenet", tmp_path)
     model = weights.load(weights.architecture(num_classes=3, image_size=224))
     images_BCHW = torch.randn(2, 3, 224, 224)
-    torch.testing.assert_close(features(model, images_BCHW), features(network, images_BCHW), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features(model, images_BCHW), features(network, images_BCHW), rtol=1e-3, atol=1e-3)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
