@@ -38,6 +38,8 @@ DERIVED = {
 BY_NAME = {
     # `compress` looks up its own candidate; the names of the others only stand in an error message.
     ("candidate", "candidates"): "candidates.${key}",
+    # `pretrain` refuses students that cannot take the images, which changes no result.
+    ("pretrain", "candidates"): "pretrain",
 }
 
 

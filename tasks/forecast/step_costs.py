@@ -56,11 +56,12 @@ from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.teacher_embeddings import TeacherTargets, load_targets
 from winnow.models.backbones import WEIGHTS_FILE, build_model, load_backbone, load_model, save_model
 from winnow.models.classifier_head import feature_dim
+from winnow.models.image_size_check import check_image_size
 from winnow.models.weights_lookup import find_weights
 from winnow.pretraining import METHODS
 from winnow.pretraining.inputs import PretrainingInputs
 from winnow.reporting.embedding_pictures import MOST_IMAGES
-from winnow.steps.pretrain import find_start
+from winnow.steps.pretrain import check_students, find_start
 from winnow.steps.report import MOST_CHECKED, MOST_COMPARED
 from winnow.training import unlabelled_images
 from winnow.training.finetuning import classification_loss
@@ -88,6 +89,8 @@ class StepForecaster:
         image_size = config.data.image_size
         self.weights_cache = weights_cache or scratch
         _, self.architecture = find_start(config.pretrain, counts.classes, image_size, self.weights_cache)
+        check_image_size(self.architecture, "pretrain.backbone")
+        check_students(config.candidates, counts.classes, image_size)
         self.images = random_images(folder / "data", config.data, counts.classes)
         self.microbenchmarks = Microbenchmarks(self.images, folder)
         dense = folder / ROOT

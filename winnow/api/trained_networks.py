@@ -171,7 +171,7 @@ def finetune(
     `settings`: keys of the section `finetune:`, such as epochs, batch_size and augmentation. With `unlabelled`, the
     network is then trained on images without labels, whether that helps or not; by `propagation` with the embeddings of
     `teacher`, if given. Raises ConfigError for settings that cannot be used, DataError without a labelled training
-    image.
+    image, or with labels of one class alone for such a propagation.
     """
     if unused := [key for key in KEYS_OF_RUNS if key in settings]:
         raise ConfigError(f"finetune: winnow run alone uses {', '.join(unused)}; pass learning_rate, seed and network")
@@ -180,6 +180,8 @@ def finetune(
     labelled = images.indices(TRAIN, labelled=True)
     if not len(labelled):
         raise DataError("no training image has a label, so there is nothing to fine-tune on")
+    if isinstance(checked.unlabelled, Propagation) and teacher is not None:
+        _check_two_classes(images, labelled)
     architecture = network.architecture.model_copy(update={"num_classes": len(images.classes)})
     model = new_classifier(network.copy().model, len(images.classes), seed)
     with checkpoint_folder(checkpoints) as scratch:
@@ -198,16 +200,25 @@ def pseudo_labels(images: ImageSet, teacher: Teacher, *, seed: int = 0, **settin
     """Return class probabilities (N, C) of all images, by label propagation on the embeddings of `teacher`.
 
     Labelled training images have probability 1 of their class, images of the test split 0 of all. `settings`: keys of
-    `finetune.unlabelled` for the method propagation. Raises DataError without a labelled training image.
+    `finetune.unlabelled` for the method propagation. Raises DataError without labelled training images of two classes.
     """
     checked = check_settings(Propagation, {"method": "propagation", **settings}, "pseudo_labels")
     labelled = images.indices(TRAIN, labelled=True)
     if not len(labelled):
         raise DataError("no training image has a label, so there is nothing to propagate")
+    _check_two_classes(images, labelled)
     targets = load_targets(teacher.folder_for(images), images)
     probabilities_NC = UnlabelledTrainer(checked, images, targets, seed).pseudo_labels(labelled)
     assert probabilities_NC is not None, "the method is propagation, with a teacher"
     return probabilities_NC
+
+
+def _check_two_classes(images: ImageSet, labelled: NDArray[np.int64]) -> None:
+    """Raise DataError where all labels are of one class."""
+    if len(np.unique(images.labels_N[labelled])) < 2:
+        raise DataError(
+            "all labelled training images are of one class, so none can be propagated; label images of another class"
+        )
 
 
 def _weights_folder(cache: str | Path | None) -> Path:

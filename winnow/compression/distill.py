@@ -14,13 +14,18 @@ from winnow.compression.recovery import recover
 from winnow.config import Distill
 from winnow.models.backbones import build_model
 from winnow.models.classifier_head import backbone_weights
+from winnow.models.image_size_check import check_image_size
 from winnow.models.network import Network
+from winnow.models.state_loading import load_state
 from winnow.random_streams import stream_seed
 from winnow.records.method_results import DistillResult, Start
 
 
 def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillResult]:
-    """Train the student; return it and what was done."""
+    """Train the student; return it and what was done.
+
+    Raises ConfigError for a student that cannot take images of this size.
+    """
     parent = inputs.parent.load()
     start: Start = "parent"
     model, architecture = parent.model, parent.architecture
@@ -29,6 +34,7 @@ def distill(settings: Distill, inputs: MethodInputs) -> tuple[Network, DistillRe
         architecture = architecture.model_copy(
             update={"backbone": settings.student, "width": settings.width, "pruning": [], "ranks": {}, "input": None}
         )
+        check_image_size(architecture, "candidates: method distill: student")
         model = build_model(architecture, seed=stream_seed(settings.recovery.seed, "student"))
         if settings.start == "auto" and inputs.load_backbone and copy_backbone(inputs.load_backbone(), model):
             start = "pretrain"
@@ -42,5 +48,5 @@ def copy_backbone(source: nn.Module, target: nn.Module) -> bool:
     own = backbone_weights(target)
     if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
         return False
-    target.load_state_dict(state | weights)
+    load_state(target, state | weights)
     return True

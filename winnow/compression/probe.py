@@ -18,9 +18,9 @@ from torch import nn
 from winnow.compression.method_inputs import MethodInputs
 from winnow.config import Probe
 from winnow.deploy.teacher_embeddings import load_embeddings
-from winnow.errors import ConfigError, DataError
+from winnow.errors import ArtifactError, ConfigError, DataError
 from winnow.models.backbones import load_model
-from winnow.models.classifier_head import set_head
+from winnow.models.classifier_head import feature_dim, set_head
 from winnow.models.network import Network
 from winnow.records.method_results import ProbeResult
 from winnow.timing_lock import compute_lock
@@ -35,7 +35,8 @@ ABSENT_CLASS_LOGIT = -30.0
 def probe(settings: Probe, inputs: MethodInputs) -> tuple[Network, ProbeResult]:
     """Fit the head; return the teacher with it, and what was done.
 
-    Raises ConfigError without a teacher, DataError where the budget holds fewer than two classes.
+    Raises ConfigError without a teacher, DataError where the budget holds fewer than two classes, ArtifactError where
+    the embeddings are not those of the network.
     """
     if inputs.teacher is None:
         raise ConfigError("candidates: method probe needs a teacher: set teacher.weights, or remove the candidate")
@@ -43,9 +44,14 @@ def probe(settings: Probe, inputs: MethodInputs) -> tuple[Network, ProbeResult]:
     if len(np.unique(labels)) < 2:
         raise DataError("candidates: method probe needs labels of two classes at least")
     features_ND = np.asarray(load_embeddings(inputs.teacher)[inputs.budget], dtype=np.float32)
+    model, architecture = load_model(inputs.teacher)
+    if features_ND.shape[1] != feature_dim(model):
+        raise ArtifactError(
+            f"{inputs.teacher}: embeddings have {features_ND.shape[1]} values, but the head of the network takes "
+            f"{feature_dim(model)}; delete the folder and run winnow again"
+        )
     with compute_lock():
         fitted = fit_probe(features_ND, labels, settings.inverse_regularisation)
-    model, architecture = load_model(inputs.teacher)
     set_head(model, linear_layer(fitted, len(inputs.images.classes)))
     return Network(model.eval(), architecture), ProbeResult(curves=[], features=features_ND.shape[1])
 

@@ -152,6 +152,9 @@ def check_timm_name(name: str) -> None:
         raise ValueError(
             f"timm's {name!r} is not supported; its name must begin with one of {', '.join(TIMM_FAMILIES)}"
         )
+    if "_distilled" in name:
+        plain = name.replace("_distilled", "")
+        raise ValueError(f"timm's {name!r} has two heads, and winnow replaces one; choose a network such as {plain}")
 
 
 def _check_backbone(name: str) -> str:

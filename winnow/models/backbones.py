@@ -18,7 +18,6 @@ JSON, bit for bit equal to the saved one.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from winnow.models.attention import split_heads
 from winnow.models.classifier_head import feature_dim, set_head
 from winnow.models.input_adapter import InputAdapter, InputSpec, without_adapter
 from winnow.models.low_rank_layers import factorize_layers
+from winnow.models.state_loading import load_state
 from winnow.models.timm_networks import build_timm_network
 from winnow.random_streams import stream_seed
 from winnow.records import KnownWeightsDetails, read_json, write_json
@@ -179,7 +179,7 @@ def _torchvision_network(architecture: Architecture) -> nn.Module:
     try:
         model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"pretrain.backbone: {name} cannot be built for images of {size} pixels ({error})") from error
+        raise ConfigError(f"{name} cannot be built for images of {size} pixels ({error})") from error
     return model
 
 
@@ -232,8 +232,7 @@ def load_backbone(folder: Path) -> nn.Module:
     """Load the network of `pretrain`'s folder, in eval mode, with a random head. Raises ArtifactError."""
     model = build_model(load_architecture(folder))
     try:
-        state = {**model.state_dict(), **load_file(folder / WEIGHTS_FILE)}
-        model.load_state_dict(_with_versions(state, model))
+        load_state(model, {**model.state_dict(), **load_file(folder / WEIGHTS_FILE)})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _weights_error(folder, error) from error
     return model.eval()
@@ -246,19 +245,12 @@ def _weights_error(folder: Path, error: Exception) -> ArtifactError:
     )
 
 
-def _with_versions(state: dict[str, torch.Tensor], model: nn.Module) -> OrderedDict[str, torch.Tensor]:
-    """Return the state with the modules' versions, which MNASNet needs and safetensors does not store."""
-    versioned = OrderedDict(state)
-    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-    return versioned
-
-
 def load_model(folder: Path) -> tuple[nn.Module, Architecture]:
     """Load the network of a candidate's folder, in eval mode. Raises ArtifactError for a missing or damaged file."""
     architecture = load_architecture(folder)
     model = build_model(architecture)
     try:
-        model.load_state_dict(_with_versions(load_file(folder / WEIGHTS_FILE), model))
+        load_state(model, load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise _weights_error(folder, error) from error
     return model.eval(), architecture

@@ -9,16 +9,20 @@ import torch
 from torch import nn
 
 from winnow.errors import ConfigError
-from winnow.models.input_adapter import without_adapter
 from winnow.random_streams import stream_seed
 
 
+class Projector(nn.Sequential):
+    """A head of several layers."""
+
+
 def head_path(model: nn.Module) -> str:
-    """Return the dotted name of the last nn.Linear, which is torchvision's classifier: `fc`, `classifier.3`, ..."""
-    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise ConfigError("pretrain.backbone: a network without a linear head cannot be used; choose another one")
-    return names[-1]
+    """Return the dotted name of the projector, or else of the last nn.Linear: `fc`, `classifier.3`, ..."""
+    for kind in (Projector, nn.Linear):
+        names: list[str] = [name for name, module in model.named_modules() if isinstance(module, kind)]
+        if names:
+            return names[-1]
+    raise ConfigError("a network without a linear head cannot be used; choose another one")
 
 
 def feature_dim(model: nn.Module) -> int:
@@ -29,21 +33,12 @@ def feature_dim(model: nn.Module) -> int:
 
 
 def remove_head(model: nn.Module) -> nn.Module:
-    """Remove the head, in place, and return the model: images (B, 3, S, S) -> features (B, D) or (B, D, 1, 1).
-
-    A head inside a container (`classifier.3`, a projector) is removed with its container, except in networks of timm,
-    whose container holds the pooling, too.
-    """
-    network = without_adapter(model)
-    if (remove := getattr(network, "reset_classifier", None)) is not None:  # a network of timm
-        remove(0)
-    else:
-        setattr(network, head_path(network).partition(".")[0], nn.Identity())
-    return model
+    """Remove the head, in place, and return the model: images (B, 3, S, S) -> the input of the head (B, D)."""
+    return set_head(model, nn.Identity())
 
 
 def set_head(model: nn.Module, head: nn.Module) -> nn.Module:
-    """Replace the last linear layer by `head`, in place, and return the model."""
+    """Replace the head by `head`, in place, and return the model."""
     path = head_path(model)
     parent = model.get_submodule(path.rpartition(".")[0])
     setattr(parent, path.rpartition(".")[2], head)
@@ -65,7 +60,7 @@ def new_classifier(model: nn.Module, num_classes: int, seed: int) -> nn.Module:
 
 
 def backbone_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights without the last linear layer, on the CPU."""
+    """Return the weights without the head, on the CPU."""
     state = backbone_state(model, head_path(model))
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 

@@ -1,7 +1,7 @@
 """Known weights of a user's file, or of a model of MLflow's registry that was fetched to a file.
 
 The file does not name its backbone, nor the images that it was trained on: the backbone is that of the settings, and
-the images are taken to be ImageNet's, or those of timm's default weights for a backbone of timm.
+the images are taken to be those of torchvision's weights, or of timm's default weights for a backbone of timm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from winnow.errors import ArtifactError
 from winnow.models.backbones import Architecture
 from winnow.models.foreign_weights import RESNET_STEM, fill_backbone, read_tensors, strip_prefixes
 from winnow.models.input_adapter import InputSpec
-from winnow.models.known_weights import IMAGENET_SIZE, NOT_STATED, KnownWeights
+from winnow.models.known_weights import IMAGENET_SIZE, NOT_STATED, KnownWeights, torchvision_input
 from winnow.models.timm_networks import import_timm
 from winnow.models.timm_weights import fill_timm_network
 from winnow.records import sha256_of
@@ -35,7 +35,8 @@ def find_file_weights(name: str, file: Path, backbone: str) -> KnownWeights:
         raise ArtifactError(f"{name} has not been fetched to {file}; run `winnow fetch`")
     if not file.is_file():
         raise ArtifactError(f"{name} is missing; put the file there, or choose other weights")
-    native = InputSpec(size=IMAGENET_SIZE, mean=MEAN, std=STD)
+    mean, std = torchvision_input(backbone, MEAN, STD)
+    native = InputSpec(size=IMAGENET_SIZE, mean=mean, std=std)
     interpolation = "bilinear"
     if is_timm := backbone.startswith(TIMM):
         known = import_timm().models.get_pretrained_cfg(backbone.removeprefix(TIMM), allow_unregistered=True)

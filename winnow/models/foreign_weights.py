@@ -26,6 +26,7 @@ from winnow.models.backbones import SMALL_IMAGE, Architecture, build_model
 from winnow.models.classifier_head import backbone_state, head_path
 from winnow.models.input_adapter import without_adapter
 from winnow.models.pickled_tensors import UNSAFE_PICKLE_STATUS
+from winnow.models.state_loading import load_state
 from winnow.printable import printable
 
 State = dict[str, torch.Tensor]
@@ -69,7 +70,7 @@ def fill_backbone(model: nn.Module, state: State, path: Path, architecture: Arch
     }
     if missing or mismatched:
         raise ArtifactError(f"{path} {_mismatch_message(architecture, len(expected), missing, mismatched)}")
-    network.load_state_dict({name: state[name] for name in expected}, strict=False)
+    load_state(network, {name: state[name] for name in expected}, strict=False)
 
 
 def _mismatch_message(

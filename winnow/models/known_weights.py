@@ -24,6 +24,9 @@ from winnow.records import KnownWeightsDetails
 log = logging.getLogger(__name__)
 
 IMAGENET_SIZE = 224
+INCEPTION_INPUT = (0.5, 0.5, 0.5)
+"""Mean and deviation of images for torchvision's GoogLeNet and Inception v3. With known weights torchvision normalises
+them by ImageNet's, and the network converts them (`transform_input`), which gives the same."""
 NOT_STATED = "not stated"
 NON_COMMERCIAL = re.compile(
     r"(^|[^a-z])nc([^a-z]|$)|non[- ]?commercial|research[- ](only|use|purpose)|/SWAG/", re.IGNORECASE
@@ -95,6 +98,11 @@ class KnownWeights:
                 f"{self.name}: the licence of these weights, {self.licence}, excludes commercial use; choose others, "
                 f"or set {key}: true"
             )
+
+
+def torchvision_input(backbone: str, mean: Channels, std: Channels) -> tuple[Channels, Channels]:
+    """Return mean and deviation of the images that a network of torchvision takes; given: those of its transforms."""
+    return (INCEPTION_INPUT, INCEPTION_INPUT) if backbone in ("googlenet", "inception_v3") else (mean, std)
 
 
 def weights_details(weights: KnownWeights, architecture: Architecture) -> KnownWeightsDetails:

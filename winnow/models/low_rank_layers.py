@@ -18,7 +18,8 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention
 def factorizable_layers(model: nn.Module, head: str) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return the layers that may be split: ungrouped convolutions and linear layers, except the head.
 
-    Layers inside nn.MultiheadAttention and Swin's attention are excluded: their parameters are read, not called.
+    Layers inside nn.MultiheadAttention and Swin's attention are excluded: their parameters are read, not called; also
+    subclasses, such as timm's Conv2dSame, which pads as TensorFlow does.
     """
     in_attention = {
         f"{path}.{name}"
@@ -31,7 +32,8 @@ def factorizable_layers(model: nn.Module, head: str) -> dict[str, nn.Conv2d | nn
         for path, module in model.named_modules()
         if path != head
         and path not in in_attention
-        and (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
+        and type(module) in (nn.Conv2d, nn.Linear)
+        and getattr(module, "groups", 1) == 1
     }
 
 

@@ -15,7 +15,7 @@ from winnow.errors import ConfigError
 from winnow.models.backbones import Architecture
 from winnow.models.foreign_weights import fill_backbone, read_tensors
 from winnow.models.input_adapter import without_adapter
-from winnow.models.known_weights import KnownWeights
+from winnow.models.known_weights import KnownWeights, torchvision_input
 from winnow.models.weights_download import check_digest, download_torchvision
 
 
@@ -51,8 +51,7 @@ def find_torchvision_weights(name: str, cache: Path) -> KnownWeights:
         check_digest(file, digest),
         str(entry.meta.get("license", "BSD-3-Clause code; the data set's terms may apply to the weights")),
         transforms.crop_size[0],
-        tuple(transforms.mean),
-        tuple(transforms.std),
+        *torchvision_input(network, tuple(transforms.mean), tuple(transforms.std)),
         transforms.interpolation.value,
         fill,
     )

@@ -13,6 +13,7 @@ from winnow.data.dataset import TRAIN, ImageSet
 from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import backbone_state, head_path
+from winnow.models.state_loading import load_state
 from winnow.pretraining import METHODS
 from winnow.pretraining.inputs import PretrainingInputs
 from winnow.pretraining.monitoring import KnnBank, monitor_embeddings
@@ -42,7 +43,7 @@ def pretrain_backbone(
     model = build_model(architecture, seed=settings.seed)
     head = head_path(model)
     if start is not None:
-        model.load_state_dict({**model.state_dict(), **start})
+        load_state(model, {**model.state_dict(), **start})
     curves: list[CurveRow] = []
     if isinstance(settings, TrainedPretraining):
         loss = METHODS[type(settings)](settings, model, PretrainingInputs(images.image_size, targets))

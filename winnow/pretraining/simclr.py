@@ -14,7 +14,7 @@ from torch import nn
 
 from winnow.config import SimCLR
 from winnow.data.augmentation import augment
-from winnow.models.classifier_head import feature_dim, set_head
+from winnow.models.classifier_head import Projector, feature_dim, set_head
 from winnow.pretraining.inputs import PretrainingInputs
 from winnow.random_streams import stream_seed
 from winnow.training.loop import Loss
@@ -26,7 +26,7 @@ def simclr(settings: SimCLR, model: nn.Module, inputs: PretrainingInputs) -> Los
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(settings.seed, "pretraining head"))
         hidden = nn.Linear(width, settings.projector_width)
-        projector = nn.Sequential(hidden, nn.ReLU(), nn.Linear(settings.projector_width, settings.projection_dim))
+        projector = Projector(hidden, nn.ReLU(), nn.Linear(settings.projector_width, settings.projection_dim))
     set_head(model, projector)
 
     def loss(model: nn.Module, images_BCHW: torch.Tensor, _labels_B: torch.Tensor) -> torch.Tensor:

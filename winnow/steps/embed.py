@@ -27,6 +27,7 @@ from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, KEYS_FILE, StoredE
 from winnow.errors import ArtifactError
 from winnow.hardware import has_fast_bf16
 from winnow.models.backbones import ARCHITECTURE_FILE, WEIGHTS_FILE, save_model
+from winnow.models.image_size_check import check_image_size
 from winnow.models.known_weights import weights_details
 from winnow.models.weights_lookup import find_weights
 from winnow.records import (
@@ -50,7 +51,8 @@ REUSED_FILES = (EMBEDDINGS_FILE, KEYS_FILE)
 def embed(config: Config, data: Path, out: Path, scratch: Path, weights_cache: Path) -> EmbedRecord:
     """Embed the images of training and validation with config.teacher; `weights_cache`: folder of downloaded weights.
 
-    Raises ConfigError for a licence that is not accepted, ArtifactError where the weights are missing or damaged.
+    Raises ConfigError for a licence that is not accepted or a size that the network cannot take, ArtifactError where
+    the weights are missing or damaged.
     """
     images, inputs = load_images(data), {"data": record_digest(data)}
     return embed_image_set(config.teacher, images, inputs, out, scratch, weights_cache)
@@ -72,6 +74,7 @@ def embed_image_set(
                 weights.check_licence("teacher.non_commercial")
             size = None if settings.input_size == "auto" else settings.input_size
             architecture = weights.architecture(max(1, len(images.classes)), images.image_size, size)
+            check_image_size(architecture, "teacher")
             model = weights.load(architecture)
             known = weights_details(weights, architecture)
             save_model(folder, model, architecture.with_known_weights(known))

@@ -7,6 +7,7 @@ is for monitoring alone; validation images are only monitored, test images never
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from winnow.config import Config, DistillEmbeddings, Pretraining, TrainedPretraining
+from winnow.config import Candidate, Config, Distill, DistillEmbeddings, Pretraining, TrainedPretraining
 from winnow.config.weights import NO_WEIGHTS
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.data.splits import draw_label_budget, visible_labels
@@ -22,6 +23,7 @@ from winnow.deploy.teacher_embeddings import TeacherTargets, load_targets
 from winnow.errors import ConfigError, DataError
 from winnow.models.backbones import ARCHITECTURE_FILE, START_FILE, WEIGHTS_FILE, Architecture, load_architecture
 from winnow.models.classifier_head import backbone_weights
+from winnow.models.image_size_check import check_image_size
 from winnow.models.known_weights import KnownWeights, weights_details
 from winnow.models.weights_lookup import find_weights
 from winnow.pretraining.backbone_training import pretrain_backbone
@@ -66,10 +68,12 @@ def pretrain(
     """Train the backbone of config.pretrain on all training images of `data`; checkpoints go to `scratch`.
 
     `embedded`: the folder of embed, for the method distill. `weights_cache`: folder of downloaded weights; None:
-    `scratch`. Raises DataError for fewer than two validation images, whose spread shows a collapse; ConfigError and
-    ArtifactError for start weights that cannot be used.
+    `scratch`. Raises DataError for fewer than two validation images, whose spread shows a collapse; ConfigError for a
+    backbone or a student that cannot take the images; ConfigError and ArtifactError for start weights that cannot be
+    used.
     """
     settings, images = config.pretrain, load_images(data)
+    check_students(config.candidates, max(1, len(images.classes)), images.image_size)
     inputs = {"data": record_digest(data)}
     start = prepare_start(settings, images, embedded, weights_cache or scratch)
     if start.targets is not None and embedded is not None:
@@ -103,14 +107,26 @@ def pretrain(
     return record
 
 
+def check_students(candidates: Mapping[str, Candidate], classes: int, image_size: int) -> None:
+    """Raise ConfigError for a student that cannot take images of `image_size` pixels, before anything is trained."""
+    for name, candidate in candidates.items():
+        if isinstance(candidate, Distill) and candidate.student != "same":
+            student = Architecture(
+                backbone=candidate.student, num_classes=classes, image_size=image_size, width=candidate.width
+            )
+            check_image_size(student, f"candidates.{name}.student")
+
+
 def prepare_start(
     settings: Pretraining, images: ImageSet, embedded: Path | None, weights_cache: Path
 ) -> PretrainingStart:
     """Return architecture, weights and targets of a pretraining; `embedded`: the folder of embed, for method distill.
 
-    Raises ConfigError and ArtifactError for weights or embeddings that cannot be used.
+    Raises ConfigError for a backbone that cannot take the images; ConfigError and ArtifactError for weights or
+    embeddings that cannot be used.
     """
     weights, architecture = find_start(settings, max(1, len(images.classes)), images.image_size, weights_cache)
+    check_image_size(architecture, "pretrain.backbone")
     start = backbone_weights(weights.load(architecture)) if weights else None
     known = weights_details(weights, architecture) if weights else None
     architecture = architecture.with_known_weights(known)
@@ -146,7 +162,7 @@ def _monitor_bank(config: Config, images: ImageSet) -> KnnBank:
             f"the validation split holds {len(queries)} images, too few to monitor pretraining; add images, or raise "
             "data.validation_fraction"
         )
-    budget = draw_label_budget(images, config.data.label_budget, config.pretrain.seed)
+    budget = draw_label_budget(images, config.data.label_budget, config.finetune.seeds[0])
     labels = np.asarray(visible_labels(images, budget))
     return KnnBank(images.images_NHWC, labels, budget, queries)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from winnow.errors import ArtifactError
+from winnow.models.state_loading import load_state
 from winnow.records import CurveRow, atomic_path
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.o
         tensors = load_file(path)
         with safe_open(path, framework="pt") as opened:
             meta = json.loads(opened.metadata()["state"])
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        load_state(model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         packed = optimiser.state_dict()
         for name, value in tensors.items():
             if name.startswith("optimiser."):

@@ -28,6 +28,7 @@ from winnow.deploy.batch_inference import embed, predict_torch
 from winnow.errors import DataError
 from winnow.models.backbones import Architecture, build_model
 from winnow.models.classifier_head import new_classifier
+from winnow.models.state_loading import load_state
 from winnow.random_streams import stream_seed
 from winnow.records import CurveRow
 from winnow.records.finetune import ArmTraining, LinearProbe
@@ -124,7 +125,7 @@ def initial_model(architecture: Architecture, state: StateDict | None, seed: int
     """Return a network with the arm's backbone weights and a head drawn from the seed, the same for every arm."""
     model = build_model(architecture, seed=seed)
     if state is not None:
-        model.load_state_dict({**model.state_dict(), **state})
+        load_state(model, {**model.state_dict(), **state})
     return new_classifier(model, architecture.num_classes, seed)
 
 

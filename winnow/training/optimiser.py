@@ -9,6 +9,9 @@ from torch import nn
 
 from winnow.config import Optimiser
 
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+MOST_PARAMETERS = 0.9
+
 
 def create_sgd(model: nn.Module, settings: Optimiser) -> torch.optim.SGD:
     """Return SGD for all parameters that are trained; `lr_scale` of a group is the factor of its learning rate."""
@@ -45,13 +48,25 @@ def _parameter_groups(model: nn.Module, settings: Optimiser) -> list[dict[str, A
 def layer_blocks(model: nn.Module) -> dict[str, int]:
     """Return the number of the block that each parameter belongs to, from 0 at the input; the head is the last.
 
-    A block is an entry of a sequence of modules (layer1.0, features.3, blocks.2.0), or else a module of the network.
+    A block is an entry of a sequence of modules (layer1.0, features.3, blocks.2, encoder_layer_0), or else a module of
+    the network. The class token and the positions of a vision transformer are one block. A module with nearly all
+    parameters, such as the network behind an input adapter or a transformer's encoder, is no block.
     """
+    names = [name for name, _ in model.named_parameters()]
     order: dict[str, int] = {}
     result = {}
-    for name, _ in model.named_parameters():
-        parts = name.split(".")
-        numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-        block = ".".join(parts[: numbers[0] + 1] if numbers else parts[:-1]) or name
+    for name in names:
+        path, module = "", model
+        for part in name.split("."):
+            path, module = f"{path}{part}.", getattr(module, part)
+            holds_blocks = isinstance(module, CONTAINERS) or _share(path, names) > MOST_PARAMETERS
+            if part.isdigit() or not holds_blocks:
+                break
+        block = "" if isinstance(module, nn.Parameter) else path
         result[name] = order.setdefault(block, len(order))
     return result
+
+
+def _share(path: str, names: list[str]) -> float:
+    """Return the share of the parameters that are below the path."""
+    return sum(name.startswith(path) for name in names) / len(names)

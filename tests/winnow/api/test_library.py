@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -199,6 +200,16 @@ def test_missing_labels_are_an_error(network: winnow.Network, tiny_set: ImageSet
         winnow.finetune(network, unlabelled)
     with pytest.raises(DataError, match="no image of the validation split has a label"):
         winnow.evaluate(network, unlabelled)
+
+
+def test_labels_of_one_class_are_not_propagated(network: winnow.Network, tiny_set: ImageSet, tmp_path: Path) -> None:
+    one_class = dataclasses.replace(tiny_set, labels_N=np.where(tiny_set.labels_N == 1, 1, -1))
+    np.save(tmp_path / "keys.npy", tiny_set.keys_N16)
+    teacher = winnow.Teacher(tmp_path)
+    with pytest.raises(DataError):
+        winnow.pseudo_labels(one_class, teacher)
+    with pytest.raises(DataError):
+        winnow.finetune(network, one_class, teacher=teacher, unlabelled={"method": "propagation"}, **SHORT_TRAINING)
 
 
 def test_labels_are_limited_in_the_training_split_only(tiny_set: ImageSet) -> None:

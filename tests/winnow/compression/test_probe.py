@@ -16,8 +16,8 @@ from winnow.data.augmentation import MEAN, STD
 from winnow.data.dataset import TEST, VALIDATION, ImageSet
 from winnow.deploy.batch_inference import embed, predict_file, predict_torch
 from winnow.deploy.feature_extraction import embed_images, open_features
-from winnow.deploy.teacher_embeddings import load_embeddings
-from winnow.errors import ConfigError
+from winnow.deploy.teacher_embeddings import EMBEDDINGS_FILE, load_embeddings
+from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import Architecture, build_model, load_model, save_model
 from winnow.models.input_adapter import InputSpec
 from winnow.training.linear_probe import fit_probe
@@ -26,11 +26,13 @@ SETTINGS = Probe.model_validate({"from": "dense", "method": "probe"})
 
 
 @pytest.fixture
-def taught_inputs(tiny_inputs: MethodInputs, tiny_set: ImageSet, tmp_path: Path) -> MethodInputs:
-    """The inputs of a method, with a small network of timm as the teacher."""
+def taught_inputs(
+    tiny_inputs: MethodInputs, tiny_set: ImageSet, tmp_path: Path, request: pytest.FixtureRequest
+) -> MethodInputs:
+    """The inputs of a method, with a teacher: a small network of timm, or the backbone that the test names."""
     spec = InputSpec(size=32, mean=MEAN, std=STD)
     architecture = Architecture(
-        backbone="timm:mobilenetv3_small_050",
+        backbone=getattr(request, "param", "timm:mobilenetv3_small_050"),
         num_classes=len(tiny_set.classes),
         image_size=tiny_set.image_size,
         input=spec,
@@ -43,6 +45,9 @@ def taught_inputs(tiny_inputs: MethodInputs, tiny_set: ImageSet, tmp_path: Path)
     return dataclasses.replace(tiny_inputs, teacher=folder)
 
 
+@pytest.mark.parametrize(
+    "taught_inputs", ["timm:mobilenetv3_small_050", "convnext_tiny", "mobilenet_v3_small"], indirect=True
+)
 def test_the_file_answers_as_logistic_regression(
     taught_inputs: MethodInputs, tiny_set: ImageSet, tmp_path: Path
 ) -> None:
@@ -90,6 +95,14 @@ def test_the_same_inputs_give_the_same_bytes(taught_inputs: MethodInputs, tmp_pa
         write_candidate(SETTINGS, taught_inputs, tmp_path / name)
     files = [(tmp_path / name / "model.onnx").read_bytes() for name in ("first", "second")]
     assert files[0] == files[1]
+
+
+def test_embeddings_of_another_width_are_refused(taught_inputs: MethodInputs, tmp_path: Path) -> None:
+    assert taught_inputs.teacher is not None
+    rows_ND = np.array(load_embeddings(taught_inputs.teacher))
+    np.save(taught_inputs.teacher / EMBEDDINGS_FILE, rows_ND[:, :-1])
+    with pytest.raises(ArtifactError):
+        write_candidate(SETTINGS, taught_inputs, tmp_path)
 
 
 def test_features_do_not_change(taught_inputs: MethodInputs, tiny_set: ImageSet, tmp_path: Path) -> None:

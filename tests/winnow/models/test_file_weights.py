@@ -3,12 +3,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
+from tests.winnow.models.test_package_weights import features
 from winnow.errors import ArtifactError
 from winnow.models.backbones import Architecture, build_model
+from winnow.models.classifier_head import backbone_state
+from winnow.models.input_adapter import without_adapter
 from winnow.models.weights_lookup import find_weights
 
 
@@ -31,9 +36,56 @@ def test_the_stem_of_a_file_decides_the_size(
     assert weights.load(architecture)(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 
 
+def test_googlenet_sees_the_images_that_torchvision_gives_it(tmp_path: Path) -> None:
+    """With known weights torchvision's network converts images that are normalised as for the others."""
+    network = torchvision.models.googlenet(weights=None, transform_input=True, aux_logits=False, init_weights=True)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randn(8, 3, 224, 224))  # features of random weights are nearly zero without statistics
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    weights = find_weights(str(tmp_path / "mine.safetensors"), "googlenet", tmp_path)
+    model = weights.load(weights.architecture(num_classes=3, image_size=224))
+    images_BCHW = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(features(model, images_BCHW), features(network, images_BCHW), rtol=1e-3, atol=1e-3)
+
+
 def test_a_file_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "mine.safetensors")
     weights = find_weights("mine.safetensors", "mobilenet_v2", tmp_path)
     with pytest.raises(ArtifactError, match=r"does not hold a mobilenet_v2"):
+        weights.load(weights.architecture(num_classes=3, image_size=32))
+
+
+TIMM_RESNET = "timm:resnet18"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone."])
+@pytest.mark.parametrize("classes", [3, 1000])
+def test_a_file_fills_a_network_of_timm(prefix: str, classes: int, tmp_path: Path) -> None:
+    network = timm.create_model("resnet18", num_classes=5)
+    file = tmp_path / "mine.safetensors"
+    save_file({prefix + name: value for name, value in backbone_state(network, "fc").items()}, file)
+    weights = find_weights(str(file), TIMM_RESNET, tmp_path)
+    model = weights.load(weights.architecture(num_classes=classes, image_size=224))
+    images_BCHW = torch.randn(1, 3, 224, 224)
+    assert model(images_BCHW).shape == (1, classes)
+    torch.testing.assert_close(features(without_adapter(model), images_BCHW), features(network, images_BCHW))
+
+
+@pytest.mark.parametrize("content", ["another network", "no tensors", "one tensor less", "other names"])
+def test_a_file_that_does_not_hold_the_network_of_timm_is_refused(content: str, tmp_path: Path) -> None:
+    state = timm.create_model("resnet18").state_dict()
+    backbone = "timm:mobilenetv3_small_050" if content == "another network" else TIMM_RESNET
+    states = {
+        "another network": state,
+        "no tensors": {},
+        "one tensor less": {name: value for name, value in state.items() if name != "layer2.0.bn1.weight"},
+        "other names": {f"trunk.{name}": value for name, value in state.items()},
+    }
+    save_file(states[content], tmp_path / "mine.safetensors")
+    weights = find_weights(str(tmp_path / "mine.safetensors"), backbone, tmp_path)
+    with pytest.raises(ArtifactError):
         weights.load(weights.architecture(num_classes=3, image_size=32))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from winnow.errors import ArtifactError
 from winnow.models.backbones import Architecture, build_model
-from winnow.models.classifier_head import backbone_state
+from winnow.models.classifier_head import backbone_state, backbone_weights
 from winnow.models.foreign_weights import State, load_foreign_backbone, strip_prefixes
 from winnow.models.pickled_tensors import unwrap_tensors
 from winnow.training.finetuning import initial_model
@@ -55,6 +55,14 @@ def test_foreign_safetensors_are_loaded(tmp_path: Path) -> None:
     save_file(with_prefix(random_backbone(9), "module."), tmp_path / "w.safetensors")
     loaded = load_foreign_backbone(tmp_path / "w.safetensors", SMALL)
     assert all(torch.equal(loaded[name], value) for name, value in random_backbone(9).items())
+
+
+def test_a_file_of_mnasnet_is_loaded(tmp_path: Path) -> None:
+    architecture = Architecture(backbone="mnasnet0_5", num_classes=3, image_size=32)
+    expected = backbone_weights(build_model(architecture, 9))
+    save_file(expected, tmp_path / "w.safetensors")
+    loaded = load_foreign_backbone(tmp_path / "w.safetensors", architecture)
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
 
 def test_prefixes_of_the_network_itself_are_kept() -> None:

@@ -52,6 +52,27 @@ def test_head_and_grouped_convolutions_are_not_factorized() -> None:
     assert all(layer.groups == 1 for layer in layers.values() if isinstance(layer, nn.Conv2d))
 
 
+def test_every_listed_layer_equals_its_pair_of_full_rank() -> None:
+    """Strided convolutions of this network pad as TensorFlow does, inside their forward pass."""
+    model = build_model(Architecture(backbone="timm:tf_efficientnet_lite0", num_classes=3, image_size=32)).eval()
+    layers = factorizable_layers(model, "classifier")
+    assert "blocks.1.0.conv_pw" in layers
+    assert "conv_stem" not in layers
+    compared = []
+
+    def compare(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        assert isinstance(layer.weight, torch.Tensor)
+        pair = low_rank_pair(layer, min(layer.weight.flatten(1).shape))
+        torch.testing.assert_close(pair(inputs[0]), output, rtol=1e-3, atol=1e-4)
+        compared.append(layer)
+
+    for layer in layers.values():
+        layer.register_forward_hook(compare)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert len(compared) == len(layers)
+
+
 def test_attention_of_swin_is_counted_but_not_factorized() -> None:
     architecture = Architecture(backbone="swin_t", num_classes=3, image_size=64)
     model = build_model(architecture)

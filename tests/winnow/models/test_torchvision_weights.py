@@ -8,6 +8,7 @@ import torchvision
 
 from tests.winnow.models.weight_caches import lay_out_torchvision
 from winnow.errors import ArtifactError, ConfigError
+from winnow.models import torchvision_weights
 from winnow.models.classifier_head import backbone_state, head_path
 from winnow.models.input_adapter import without_adapter
 from winnow.models.weights_lookup import find_weights
@@ -26,6 +27,18 @@ def test_weights_come_from_the_cache_of_torch(
     model = weights.load(small)
     expected, inner = backbone_state(network, "fc"), without_adapter(model)
     assert all(torch.equal(value, expected[name]) for name, value in backbone_state(inner, head_path(inner)).items())
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_inception_networks_take_images_as_they_convert_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"")
+    monkeypatch.setattr(torchvision_weights, "download_torchvision", lambda *_: file)
+    monkeypatch.setattr(torchvision_weights, "check_digest", lambda *_: "")
+    weights = find_weights(f"torchvision:{name}", "", tmp_path)
+    assert weights.mean == weights.std == (0.5, 0.5, 0.5)
 
 
 def test_a_damaged_file_of_torchvision_is_refused(

@@ -7,6 +7,7 @@ import torch
 from winnow.config import Augmentation, Optimiser, RotNet, SimCLR
 from winnow.data.batches import Batches
 from winnow.data.dataset import TRAIN, VALIDATION, ImageSet
+from winnow.deploy.batch_inference import embed
 from winnow.models.backbones import Architecture, build_model
 from winnow.pretraining import METHODS
 from winnow.pretraining.inputs import PretrainingInputs
@@ -106,6 +107,13 @@ def test_pretraining_does_not_read_labels(tiny_set: ImageSet) -> None:
         batches = Batches(tiny_set.images_NHWC, np.asarray(labels), tiny_set.indices(TRAIN), 32, 0)
         results.append(run_to_end(fit(model, batches, loss, TrainingPlan(1, 2, OPTIMISER, 0))))
     assert results[0] == results[1]
+
+
+def test_simclr_is_monitored_on_the_features_of_the_backbone(tiny_set: ImageSet) -> None:
+    model, queries = tiny_model(), tiny_set.indices(VALIDATION)
+    features_MD = embed(model, tiny_set.images_NHWC, queries)
+    METHODS[SimCLR](SIMCLR, model, PretrainingInputs(tiny_set.image_size))
+    assert torch.equal(embed(model, tiny_set.images_NHWC, queries), features_MD)
 
 
 def test_knn_equals_scikit_learn() -> None:

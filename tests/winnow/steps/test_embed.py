@@ -184,6 +184,11 @@ def test_a_missing_file_of_weights_is_named(tiny_data: Path, tmp_path: Path, mon
         ({"weights": "package:nothing"}, r"there is no package of weights 'nothing'; valid: efficientnet-lite0"),
         ({"weights": "torchvision:resnet8"}, r"'resnet8' is not a classifier of torchvision"),
         ({"weights": "timm:beit_base_patch16_224"}, r"timm's 'beit_base_patch16_224' is not supported"),
+        (
+            {"weights": "timm:deit_tiny_distilled_patch16_224.fb_in1k"},
+            r"'deit_tiny_distilled_patch16_224' has two heads",
+        ),
+        ({"weights": FILE, "backbone": "timm:deit_tiny_distilled_patch16_224"}, r"has two heads"),
         ({"weights": "mine.pth"}, r"put the file into data/weights/ and write data/weights/mine\.pth"),
         ({"weights": FILE, "backbone": "auto"}, r"does not say which network it belongs to; name it in backbone"),
         ({"weights": "torchvision:resnet50", "backbone": "resnet18"}, r"belongs to resnet50, not to resnet18"),

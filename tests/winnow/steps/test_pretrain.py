@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,12 @@ from safetensors.torch import load_file
 from tests.conftest import hide_labels, tiny_params, write_set
 from winnow.config import Config, check_config
 from winnow.data.dataset import TEST, TRAIN, ImageSet
-from winnow.errors import ArtifactError, DataError, TrainingError
+from winnow.data.splits import draw_label_budget
+from winnow.errors import ArtifactError, ConfigError, DataError, TrainingError
 from winnow.models.backbones import build_model, load_architecture
 from winnow.pretraining.monitoring import MIN_SPREAD
 from winnow.records import PretrainDetails, PretrainRecord, read_record, record_digest, sha256_of
-from winnow.steps.pretrain import _collapse_warnings, pretrain
+from winnow.steps.pretrain import _collapse_warnings, _monitor_bank, pretrain
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -179,6 +181,30 @@ def test_too_few_validation_images_are_an_error_before_training(tmp_path: Path, 
     with pytest.raises(DataError, match=rf"validation split holds {validation} images"):
         run(make_config(), tmp_path / "data", tmp_path)
     assert not list(tmp_path.glob("scratch*"))
+
+
+@pytest.mark.parametrize("network", ["vit_b_32", "alexnet", "inception_v3"])
+def test_a_network_that_cannot_take_the_images_is_refused_before_training(
+    network: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    raw = tiny_params()
+    raw["candidates"]["student"] |= {"student": network, "width": 1.0}
+    for config, key in (
+        (check_config(raw), "candidates.student.student"),
+        (make_config(backbone=network), "pretrain.backbone"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)}: "):
+            run(config, tiny_data, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_another_seed_do_not_vote(tiny_set: ImageSet) -> None:
+    """The label budget is that of dense, whatever the seed of pretraining."""
+    raw = tiny_params()
+    raw["data"]["labels_per_class"], raw["pretrain"]["seed"] = 5, 1
+    bank = _monitor_bank(check_config(raw), tiny_set).bank
+    np.testing.assert_array_equal(bank, draw_label_budget(tiny_set, 5, 0))
+    assert not np.array_equal(bank, draw_label_budget(tiny_set, 5, 1))
 
 
 def test_collapse_is_warned_of_with_a_remedy() -> None:

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from tests.conftest import tiny_params
-from winnow.config import Config, check_config
+from winnow.config import Config, Propagation, check_config
 from winnow.data.dataset import TEST, TRAIN, VALIDATION, ImageSet
 from winnow.data.splits import draw_label_budget
 from winnow.deploy.batch_inference import predict_torch
+from winnow.deploy.teacher_embeddings import TeacherTargets
 from winnow.errors import DataError
 from winnow.models.backbones import Architecture, build_model
-from winnow.models.classifier_head import backbone_state
+from winnow.models.classifier_head import backbone_state, backbone_weights
 from winnow.training import finetuning
 from winnow.training.finetuning import (
     FinetunedArm,
@@ -28,6 +29,8 @@ from winnow.training.finetuning import (
     train_arms,
     validation_top1,
 )
+from winnow.training.linear_probe import fit_probe
+from winnow.training.unlabelled_images import UnlabelledTrainer
 
 SMALL = Architecture(backbone="resnet8", num_classes=3, image_size=16, width=0.2)
 
@@ -58,6 +61,13 @@ def test_arms_start_with_the_same_head_and_their_own_backbone() -> None:
     for name, value in random_backbone(3).items():
         assert torch.equal(scratch.state_dict()[name], value)
     assert not torch.equal(initial_model(SMALL, None, 4).fc.weight, scratch.fc.weight)
+
+
+def test_mnasnet_starts_from_a_pretrained_backbone() -> None:
+    architecture = Architecture(backbone="mnasnet0_5", num_classes=3, image_size=32)
+    pretrained = backbone_weights(build_model(architecture, 9))
+    started = initial_model(architecture, pretrained, 3).state_dict()
+    assert all(torch.equal(value, started[name]) for name, value in pretrained.items())
 
 
 def test_arms_differ_in_their_backbone_only(tiny_set: ImageSet, tmp_path: Path) -> None:
@@ -193,6 +203,31 @@ def test_top1_is_the_share_of_correct_predictions(tiny_set: ImageSet) -> None:
     indices = tiny_set.indices(VALIDATION, labelled=True)
     predictions = predict_torch(model, tiny_set.images_NHWC, indices).argmax(1)
     assert validation_top1(model, tiny_set) == (predictions == tiny_set.labels_N[indices]).mean()
+
+
+def test_a_class_with_one_label_is_cross_validated(tiny_set: ImageSet, tmp_path: Path) -> None:
+    """In one fold no network sees the class, neither in fine-tuning nor in the propagation of labels."""
+    train = tiny_set.indices(TRAIN)
+    labels_N = np.full_like(tiny_set.labels_N, -1)
+    labels_N[train[:20]], labels_N[train[20]] = 0, 1
+    images = dataclasses.replace(tiny_set, labels_N=labels_N, classes=("good", "defect"))
+    architecture = SMALL.model_copy(update={"num_classes": 2})
+    rows_ND = np.random.default_rng(0).normal(0, 1, (len(labels_N), 8)).astype(np.float16)
+    unlabelled = Propagation(method="propagation", epochs=1, min_steps=2, batch_size=16)
+    trainer = UnlabelledTrainer(unlabelled, images, TeacherTargets(rows_ND, rows_ND.mean(0, dtype=np.float32)), 0)
+    dense = FinetunedArm("scratch", 0, 0.05, 1, 0.0, build_model(architecture), [])
+    config = make_config(cross_validation="always")
+    crossed = cross_validate(config, images, architecture, None, dense, tmp_path, trainer)
+    assert len(crossed.labelled_L) == 21
+    assert np.isfinite(crossed.logits_LC).all()
+
+
+def test_a_probe_of_one_class_predicts_it() -> None:
+    features_ND = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    for standardise in (True, False):
+        probe = fit_probe(features_ND, np.full(6, 1), standardise=standardise)
+        assert probe.classes_.tolist() == [1]
+        assert probe.predict_proba(features_ND).tolist() == [[1.0]] * 6
 
 
 def test_the_probe_learns_and_does_not_change_the_network(tiny_set: ImageSet) -> None:

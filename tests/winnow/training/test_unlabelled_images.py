@@ -60,6 +60,21 @@ def test_nothing_follows_where_every_training_image_has_a_label(
     assert "every training image has a label" in caplog.text
 
 
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_labels_of_one_class_of_two_are_propagated(tiny_set: ImageSet, tmp_path: Path, with_teacher: bool) -> None:
+    """As in a fold of a cross-validation that holds out all labels of the other class."""
+    labels_N = np.where(tiny_set.labels_N == 2, 1, tiny_set.labels_N)
+    images = dataclasses.replace(tiny_set, labels_N=labels_N, classes=("good", "defect"))
+    teacher = teacher_embeddings(images) if with_teacher else None
+    trainer = UnlabelledTrainer(settings("propagation"), images, teacher, 0)
+    budget = images.indices(TRAIN)[labels_N[images.indices(TRAIN)] == 0][:4]
+    model = build_model(SMALL.model_copy(update={"num_classes": 2}))
+    result = trainer(model, budget, Checkpoint(tmp_path, "run"))
+    if with_teacher:
+        assert result.pseudo_labels_NC is not None
+        assert (result.pseudo_labels_NC[images.indices(TRAIN)].argmax(1) == 0).all()
+
+
 def test_labels_outside_the_budget_change_nothing(tiny_set: ImageSet) -> None:
     inputs = make_inputs(tiny_set)
     hidden = np.setdiff1d(np.arange(len(tiny_set.labels_N)), inputs.budget)
