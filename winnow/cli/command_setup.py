@@ -54,13 +54,21 @@ def _print_error(message: str) -> int:
     return 2
 
 
-def find_root() -> Path:
-    """Return the project's folder: the nearest one upwards with params.yaml and dvc.yaml."""
+def find_project() -> Path | None:
+    """Return the project's folder, the nearest one upwards with params.yaml and dvc.yaml; None outside of a project."""
     current = Path.cwd()
     for folder in (current, *current.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return folder
-    raise SystemExit(_print_error(f"no params.yaml and dvc.yaml in {current} or above; run it inside the project"))
+    return None
+
+
+def find_root() -> Path:
+    """Return the project's folder. Ends the process with a message outside of a project."""
+    if (folder := find_project()) is None:
+        message = f"no params.yaml and dvc.yaml in {Path.cwd()} or above; run it inside the project"
+        raise SystemExit(_print_error(message))
+    return folder
 
 
 def load_project_config(paths: ProjectPaths) -> Config:

@@ -21,7 +21,7 @@ def label() -> None:
     """Choose images to label, and check labels."""
 
 
-@label.command()
+@label.command(epilog="Example: winnow label suggest 100 --out next.csv")
 @click.argument("count", type=click.IntRange(min=1), metavar="N")
 @click.option(
     "--method",
@@ -49,7 +49,7 @@ def suggest(paths: ProjectPaths, count: int, method: str, out: Path, seed: int) 
     return suggest_labels(paths, _load_current_config(paths), (count, method, seed), out)
 
 
-@label.command()
+@label.command(epilog="Example: winnow label check")
 @click.option(
     "--out",
     type=PATH,

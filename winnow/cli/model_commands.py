@@ -30,7 +30,7 @@ version_option = click.option(
 )
 
 
-@click.command()
+@click.command(epilog="Example: winnow promote")
 @click.option(
     "--replace",
     is_flag=True,
@@ -44,7 +44,7 @@ def promote(paths: ProjectPaths, replace: bool) -> int:
     return promote_winner(paths, replace)
 
 
-@click.command()
+@click.command(epilog='Example: winnow rollback --reason "wrong on photographs at night"')
 @click.option("--reason", default="", help="Stored on the version that is rolled back.")
 @project_command
 def rollback(paths: ProjectPaths, reason: str) -> int:
@@ -54,7 +54,7 @@ def rollback(paths: ProjectPaths, reason: str) -> int:
     return roll_back(paths, reason)
 
 
-@click.command()
+@click.command(epilog='Example: winnow approve --version 7 --reason "confusions checked"')
 @click.option("--reason", default="", help="Stored on the version.")
 @version_option
 @project_command
@@ -65,7 +65,7 @@ def approve(paths: ProjectPaths, reason: str, version: int | None) -> int:
     return decide(paths, True, reason, version)
 
 
-@click.command()
+@click.command(epilog='Example: winnow deny --version 7 --reason "confuses cats and dogs"')
 @click.option("--reason", required=True, help="Stored on the version.")
 @version_option
 @project_command
@@ -76,7 +76,7 @@ def deny(paths: ProjectPaths, reason: str, version: int | None) -> int:
     return decide(paths, False, reason, version)
 
 
-@click.command()
+@click.command(epilog="Example: winnow predict photos/new --out predictions.csv --abstain-below 0.8")
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="PATH...")
 @click.option("--out", type=PATH, default=None, help="Write the predictions to this .csv or .parquet file.")
 @click.option(
@@ -113,7 +113,7 @@ def _serving_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command()
+@click.command(epilog="Example: winnow serve --port 8000")
 @model_option
 @_serving_options
 @click.option(
@@ -133,7 +133,7 @@ def serve(paths: ProjectPaths, /, model: str, **settings: Any) -> int:
     return start_server(paths, load_config(paths.root / "params.yaml"), model, ServingConfig(**settings))
 
 
-@click.command()
+@click.command(epilog="Example: winnow export model --candidates")
 @click.argument("folder", type=PATH, metavar="DIR")
 @model_option
 @click.option("--candidates", is_flag=True, help="Export all candidates, too, to time them on the serving machine.")
@@ -145,7 +145,7 @@ def export(paths: ProjectPaths, folder: Path, model: str, candidates: bool) -> i
     return export_folder(paths, folder, model, candidates)
 
 
-@click.command()
+@click.command(epilog="Example: winnow check-host host.json")
 @click.argument("file", type=PATH, metavar="FILE")
 @project_command
 def check_host(paths: ProjectPaths, file: Path) -> int:
@@ -158,7 +158,7 @@ def check_host(paths: ProjectPaths, file: Path) -> int:
     return import_host_figures(paths, file)
 
 
-@click.command()
+@click.command(epilog="Example: winnow drift photos/today")
 @click.argument("folder", default="", required=False)
 @project_command
 def drift(paths: ProjectPaths, folder: str) -> int:

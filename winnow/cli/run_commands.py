@@ -1,11 +1,11 @@
-"""The commands of the chain: run, plan, fetch, status, track."""
+"""The commands of the chain: run, plan, fetch, status, track, doctor."""
 
 from __future__ import annotations
 
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.command_setup import load_project_config, project_command
+from winnow.cli.command_setup import find_project, load_project_config, project_command
 from winnow.cli.progress import print_line
 from winnow.errors import ConfigError
 
@@ -29,7 +29,7 @@ def apply_settings(paths: ProjectPaths, settings: tuple[str, ...]) -> None:
             set_keys(paths, list(settings))
 
 
-@click.command()
+@click.command(epilog="Example: winnow run -S data.source=folder -S data.path=/photos/products -S data.image_size=64")
 @settings_option
 @project_command
 def run(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
@@ -42,7 +42,7 @@ def run(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
         return run_stale(paths, load_project_config(paths))
 
 
-@click.command()
+@click.command(epilog="Example: winnow plan -S pretrain.epochs=60")
 @settings_option
 @project_command
 def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
@@ -56,7 +56,7 @@ def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
     return print_plan(paths, load_project_config(paths))
 
 
-@click.command()
+@click.command(epilog="Example: winnow fetch")
 @project_command
 def fetch(paths: ProjectPaths) -> int:
     """Synchronise images with S3, and known weights with MLflow.
@@ -73,7 +73,7 @@ def fetch(paths: ProjectPaths) -> int:
     return 0
 
 
-@click.command()
+@click.command(epilog="Example: winnow status")
 @click.option(
     "--full",
     is_flag=True,
@@ -87,7 +87,7 @@ def status(paths: ProjectPaths, full: bool) -> int:
     return show_status(paths, load_project_config(paths), full)
 
 
-@click.command()
+@click.command(epilog="Example: dvc repro && winnow track")
 @project_command
 def track(paths: ProjectPaths) -> int:
     """Log the records to MLflow, after `dvc repro`."""
@@ -99,4 +99,20 @@ def track(paths: ProjectPaths) -> int:
     return 0
 
 
-RUN_COMMANDS = (run, plan, fetch, status, track)
+@click.command(epilog="Example: winnow doctor")
+def doctor() -> int:
+    """Check this machine for what winnow needs.
+
+    The table names what is missing for which feature, and how to install it. Inside a project its params.yaml and disks
+    are checked, too. The exit status is 2 where a run cannot start.
+    """
+    from tasks.project.environment import apply
+    from winnow.cli.doctor import print_checks
+
+    root = find_project()
+    if root is not None:
+        apply(root)
+    return print_checks(ProjectPaths(root) if root else None)
+
+
+RUN_COMMANDS = (run, plan, fetch, status, track, doctor)

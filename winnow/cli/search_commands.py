@@ -10,7 +10,7 @@ from winnow.cli.run_commands import apply_settings, settings_option
 from winnow.config import load_config
 
 
-@click.command()
+@click.command(epilog="Example: winnow search -S search.minutes=60 --name small --add small")
 @settings_option
 @click.option(
     "--name",
@@ -44,7 +44,7 @@ def search(paths: ProjectPaths, settings: tuple[str, ...], name: str, workers: i
     return run_search(paths, load_project_config(paths), name, add, WorkerPool(workers, scheduler))
 
 
-@click.command()
+@click.command(epilog="Example: winnow sensitivity dense --share 0.3")
 @click.argument("name", default="dense", required=False)
 @click.option("--share", type=float, default=0.5, show_default=True, help="The share of a layer's channels to prune.")
 @project_command
@@ -71,7 +71,7 @@ class _Counts(click.ParamType[tuple[int, ...]]):
         return counts
 
 
-@click.command()
+@click.command(epilog="Example: winnow sweep student-int8 --batches 1,8,64")
 @click.argument("name", default="", required=False)
 @click.option(
     "--batches", type=_Counts(), default=None, metavar="1,8,64", help="Batch sizes; default: 1, 2, 4 ... 128."

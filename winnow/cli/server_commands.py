@@ -26,7 +26,7 @@ def _port_options(ports: dict[str, int]) -> Callable[[Callable[..., Any]], Calla
     return add
 
 
-@click.command()
+@click.command(epilog="Example: winnow ui --mlflow-port 5001")
 @_port_options(LOCAL_PORTS)
 @project_command
 def ui(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
@@ -36,7 +36,7 @@ def ui(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
     return serve(paths, mlflow_port, prefect_port)
 
 
-@click.command()
+@click.command(epilog="Example: winnow up")
 @_port_options(LOCAL_PORTS)
 @project_command
 def up(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
@@ -50,7 +50,7 @@ def up(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
     return serve(paths, mlflow_port, prefect_port, with_worker=True)
 
 
-@click.command()
+@click.command(epilog="Example: winnow team --host 10.0.0.5 --folder /srv/winnow")
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=None, help="The folder of their data; default: .winnow/team."
 )
@@ -72,7 +72,7 @@ def team(paths: ProjectPaths, /, folder: Path | None, host: str, **ports: int) -
     )
 
 
-@click.command()
+@click.command(epilog="Example: winnow account ann --role engineer")
 @click.argument("name")
 @click.option("--role", default="", help="reader or engineer; a new account gets a password, which is printed once.")
 @click.option("--reset", is_flag=True, help="Set a new password, which is printed once.")

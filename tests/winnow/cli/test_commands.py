@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ def test_every_command_and_option_has_a_help_text(name: str) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option) and not parameter.name.endswith("_port"):
             assert parameter.help, f"winnow {name} {parameter.opts[0]}"
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not isinstance(command, click.Group)])
+def test_every_command_shows_an_example_that_it_accepts(name: str) -> None:
+    command = COMMANDS[name]
+    words = shlex.split((command.epilog or "").partition(f"winnow {name}")[2], comments=False)
+    assert command.epilog.startswith("Example: ")
+    command.make_context(name, words)  # raises for unknown options and invalid values
 
 
 def test_settings_of_the_server_are_its_options() -> None:
