@@ -23,7 +23,6 @@ from winnow.selection.gates import GATES, describe_reasons
 NOTHING = "-"
 TEST = "test top-1 %"
 OF_PEAK = "of peak, %"
-SPEEDUPS = ("x eager f32", "x best float PyTorch", "x best float")
 
 
 def _read_records(paths: ProjectPaths) -> tuple[RunRecords, ReportRecord]:
@@ -33,14 +32,46 @@ def _read_records(paths: ProjectPaths) -> tuple[RunRecords, ReportRecord]:
 
 
 def candidate_table(paths: ProjectPaths) -> list[dict[str, str]]:
-    """Return one row per candidate, dense first, formatted; the keys contain the units."""
+    """Return one row per candidate with all its figures, dense first, formatted; the keys contain the units."""
+    rows, large = _candidate_rows(paths)
+    with_test = any(row.test_top1 for row in rows)
+    return [_format_row(row, large, with_test) for row in rows]
+
+
+def closing_table(paths: ProjectPaths, objective: str) -> list[dict[str, str]]:
+    """Return one row per candidate, dense first, with the figures that decide, formatted for a narrow terminal.
+
+    Speed is that of one image at a time or, where `objective` is throughput, of large batches.
+    """
+    rows, large = _candidate_rows(paths)
+    at_large = objective == "throughput"
+    return [
+        {
+            "candidate": row.name,
+            "accuracy %": _accuracy(row.top1),
+            "on test %": _accuracy(row.test_top1),
+            "file MB": f"{row.size_mb:.2f}",
+            **(
+                {f"images/s batch {large}": _cell("{:,.0f}", row.throughput_ips)}
+                if at_large
+                else {"one image ms": _cell("{:.2f}", row.latency_ms)}
+            ),
+            "x PyTorch dense": _cell("{:.1f}", ratio.value if (ratio := row.speedups["eager"][at_large]) else None),
+            "x fastest dense": _with_ends(row.speedups["float"][at_large]),
+            "verdict": row.outcome,
+        }
+        for row in rows
+    ]
+
+
+def _candidate_rows(paths: ProjectPaths) -> tuple[list[CandidateRow], int]:
+    """Return the rows of all candidates, dense first, and the size of a large batch."""
     records, report = _read_records(paths)
     rows = [
         candidate_row(candidate, records.benchmark, records.selection, report)
         for candidate in records.candidates.values()
     ]
-    with_test = any(row.test_top1 for row in rows)
-    return [_format_row(row, records.large, with_test) for row in rows]
+    return rows, records.large
 
 
 def report_warnings(paths: ProjectPaths) -> list[str]:

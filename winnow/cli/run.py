@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,12 +21,15 @@ from winnow.cli import plan
 from winnow.cli.terminal import Terminal
 from winnow.config import Config
 from winnow.records import BenchmarkRecord, IngestRecord, this_machine
-from winnow.reporting.wording import describe_peak_share
 
 if TYPE_CHECKING:
     from tasks.stage_runner import StageResult
 
 console = Terminal()
+TABLE_WIDTH = 100
+"""The width that the closing table needs, in characters; a narrower terminal wraps its lines."""
+NAME_WIDTH = 16
+"""Characters of a name or verdict that stay in one line."""
 
 
 def run_stale(paths: ProjectPaths, config: Config) -> int:
@@ -146,31 +148,30 @@ def version_changes(paths: ProjectPaths) -> list[str]:
 
 def show_results(paths: ProjectPaths, config: Config) -> None:
     """Print the table of candidates, the gain by pretraining, and the decision."""
-    rows = run_summary.candidate_table(paths)
-    timed = BenchmarkRecord.read(paths.artifacts / "benchmark")
-    machine, peaks = timed.machine, timed.details.peaks
+    rows = run_summary.closing_table(paths, config.promotion.objective)
+    machine = BenchmarkRecord.read(paths.artifacts / "benchmark").machine
     assert machine is not None
     source = IngestRecord.read(paths.artifacts / "data").details.source
-    title = f"Candidates on the validation split of {source}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = f"Candidates on {source}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, name in enumerate(rows[0]):
-        last = index == len(rows[0]) - 1
+        is_text = index in (0, len(rows[0]) - 1)
+        width = min(NAME_WIDTH, max(len(row[name]) for row in rows)) if is_text else None
         heading = "\n".join(name.rsplit(" ", 1))
-        table.add_column(heading, justify="left" if index == 0 or last else "right", no_wrap=not last)
+        options = {"no_wrap": not is_text, "min_width": width, "overflow": "fold"}
+        table.add_column(heading, justify="left" if is_text else "right", **options)  # type: ignore[arg-type]
     for row in rows:
         style = {"winner": "bold green", "passed": "green"}.get(row["verdict"].partition(" (")[0], "")
-        of_peak = re.sub(r"(\d \w+) / ", r"\1 /\n", row[run_summary.OF_PEAK])  # two precisions: one below the other
-        # One line per batch, so that the verdict column stays wide enough.
-        stacked = {name: row[name].replace(" / ", " /\n") for name in run_summary.SPEEDUPS}
-        table.add_row(*{**row, **stacked, run_summary.OF_PEAK: of_peak}.values(), style=style)
+        table.add_row(*row.values(), style=style)
     for warning in run_summary.report_warnings(paths):
         console.print(f"Warning: {warning}.", style="bold yellow")
-    Terminal(width=max(console.width, 190), soft_wrap=False).print(table)
+    Terminal(width=max(console.width, TABLE_WIDTH), soft_wrap=False).print(table)
     flags = " ".join(flag for flag in machine.flags if flag.startswith(("avx512_", "amx", "avx_")))
     console.print(
-        f"Speed-ups are batch 1 / batch {config.benchmark.large_batch}, the file's best runtime against dense. "
-        f"{describe_peak_share(peaks)}. "
-        f"Measured on {machine.cpu}, {machine.threads} threads, {flags or 'neither VNNI nor bf16'}."
+        "Accuracy is top-1 on the validation split, ± half of its 95 % interval. Speed is that of each file in its "
+        "fastest runtime, against dense in PyTorch eager and against dense in its fastest float precision and runtime, "
+        f"with a 95 % interval. Measured on {machine.cpu}, {machine.threads} threads, "
+        f"{flags or 'neither VNNI nor bf16'}. The report has all figures."
     )
     for line in (
         *run_summary.training_lines(paths),

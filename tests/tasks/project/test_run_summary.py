@@ -7,15 +7,16 @@ import pytest
 import yaml
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.run_summary import candidate_table, report_warnings, training_lines, unchecked_lines
+from tasks.project.run_summary import candidate_table, closing_table, report_warnings, training_lines, unchecked_lines
 from tasks.registry.deployment_card import deployment_card
 from tasks.tracking.run_content import _verdict
 from tests.conftest import tiny_params
 from tests.records import candidate_card, make_record, report_details
 from tests.tiny_run import CANDIDATES, build, rewrite, select_and_refit
+from winnow.cli.run import show_results
 from winnow.config import check_config
 from winnow.evaluation.metrics import benchmark_logits_file
-from winnow.records import FinetuneRecord, SelectionRecord, read_record, write_record
+from winnow.records import BenchmarkRecord, FinetuneRecord, SelectionRecord, read_record, write_record
 from winnow.records.finetune import CrossValidationSummary, PretrainingGain, UnlabelledComparison
 from winnow.reporting.run_records import read_run_records
 from winnow.steps.select import select
@@ -41,6 +42,30 @@ def test_a_row_shows_gate_names_and_the_share_of_the_peak(paths: ProjectPaths) -
     assert "speedup" not in verdicts
     shares = {name: row["of peak, %"] for name, row in rows.items()}
     assert shares == {name: f"1 / 10 {'int8' if name.endswith('int8') else 'f32'}" for name in rows}
+
+
+def test_the_closing_table_shows_the_speed_of_the_objective(paths: ProjectPaths) -> None:
+    large = BenchmarkRecord.read(paths.artifacts / "benchmark").parameters["large_batch"]
+    full = {row["candidate"]: row for row in candidate_table(paths)}
+    for objective, speed, number in (("latency", "one image ms", 0), ("throughput", f"images/s batch {large}", 1)):
+        table = closing_table(paths, objective)
+        assert [row["candidate"] for row in table] == list(full)
+        for row in table:
+            every = full[row["candidate"]]
+            assert row[speed] == every["p50 ms, b1" if objective == "latency" else f"images/s, b{large}"]
+            assert row["x PyTorch dense"] == every["x eager f32"].split(" / ")[number]
+            assert row["x fastest dense"] == every["x best float"].split(" / ")[number]
+
+
+def test_the_closing_table_fits_100_columns(paths: ProjectPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    show_results(paths, check_config(tiny_params()))
+    lines = capsys.readouterr().out.splitlines()
+    title = next(number for number, line in enumerate(lines) if line.startswith("Candidates on"))
+    table = lines[title : next(number for number, line in enumerate(lines) if line.startswith("Accuracy is top-1"))]
+    assert max(map(len, table)) <= 100
+    for name in ("dense", *CANDIDATES):
+        assert any(line.split()[:1] == [name] for line in table)
+    assert "winner (not checked: int8 executed)" in " ".join(" ".join(line[80:] for line in table).split())
 
 
 def test_an_unchecked_gate_is_reported(paths: ProjectPaths) -> None:
