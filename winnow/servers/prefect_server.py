@@ -46,10 +46,10 @@ def main(host: str, port: int) -> None:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = create_app(final=True)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     settings = get_current_settings().server
     uvicorn.run(
-        app,
+        # Around the app, not in it: the actions of automations call the app itself, under a host name of their own.
+        TrustedHostMiddleware(app, allowed_hosts=hosts, www_redirect=False),
         host=host,
         port=port,
         timeout_keep_alive=settings.api.keepalive_timeout,
