@@ -17,6 +17,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
@@ -34,7 +35,6 @@ from winnow.config import Benchmark
 from winnow.config.section import NO_FILE
 from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.pytorch_inference import set_torch_threads
-from winnow.deploy.runtime_properties import Predict
 from winnow.records import BenchmarkRecord
 from winnow.records.benchmark import BenchmarkCase
 from winnow.timing_lock import timing_lock
@@ -66,6 +66,12 @@ def time_case(candidates: Path, case: BenchmarkCase, side: int) -> float:
     return statistics.median(time_calls(partial(predict, random_pixels(case.batch, side)), calls, WARM_UP_MS)) * 1e3
 
 
+def visit(call: Callable[[], object], batch: int, settings: Benchmark) -> float:
+    """Return the median latency of a call in ms, timed in this process as in one round of the benchmark."""
+    calls = calls_per_round(batch, settings)
+    return statistics.median(time_calls(call, calls, settings.warm_up_ms, settings.timed_ms)) * 1e3
+
+
 def time_rows(benchmark: BenchmarkRecord, candidates: Path) -> list[dict[str, Any]]:
     """Return each row's case with p50_ms (reported), among_ms, alone_ms, and the ratios of the others to the last."""
     settings = Benchmark.model_validate({**benchmark.parameters, "target": NO_FILE})
@@ -73,16 +79,12 @@ def time_rows(benchmark: BenchmarkRecord, candidates: Path) -> list[dict[str, An
     for (batch, threads), group in groupby(rows, lambda row: (row.batch, row.threads)):
         set_torch_threads(threads)
         opened = [(row, open_case(candidates / row.candidate, row.case)) for row in group]
+        pixels_NHWC = random_pixels(batch, side)
         for row, predict in opened:
-
-            def visit(call: Predict = predict, batch: int = batch) -> float:
-                calls, pixels_NHWC = calls_per_round(batch, settings), random_pixels(batch, side)
-                seconds = time_calls(partial(call, pixels_NHWC), calls, settings.warm_up_ms, settings.timed_ms)
-                return statistics.median(seconds) * 1e3
-
+            call = partial(predict, pixels_NHWC)
             with timing_lock():
-                before_ms, alone_ms = visit(), time_in_new_process(candidates, row.case, side)
-                among_ms = (before_ms + visit()) / 2
+                before_ms, alone_ms = visit(call, batch, settings), time_in_new_process(candidates, row.case, side)
+                among_ms = (before_ms + visit(call, batch, settings)) / 2
             ratios = {"ratio": among_ms / alone_ms, "reported_ratio": row.p50_ms / alone_ms}
             times = {"p50_ms": row.p50_ms, "among_ms": among_ms, "alone_ms": alone_ms}
             benchmark_pass = "screened" if row.screened else "compared"

@@ -22,7 +22,6 @@ from winnow.selection.gates import GATES, describe_reasons
 
 NOTHING = "-"
 TEST = "test top-1 %"
-OF_PEAK = "of peak, %"
 
 
 def _read_records(paths: ProjectPaths) -> tuple[RunRecords, ReportRecord]:
@@ -93,7 +92,7 @@ def _format_row(row: CandidateRow, batch: int, with_test: bool) -> dict[str, str
         "x eager f32": _pair(row.speedups["eager"]),
         "x best float PyTorch": _pair(row.speedups["pytorch"]),
         "x best float": " / ".join(_with_ends(ratio) for ratio in row.speedups["float"]),
-        OF_PEAK: _of_peak(peak, best),
+        "of peak, %": _of_peak(peak, best),
         "fastest on, b1": f"{best.latency.runtime} {best.latency.precision}" if best.latency else NOTHING,
         "verdict": row.outcome,
     }

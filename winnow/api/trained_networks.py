@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from winnow.models.classifier_head import new_classifier
 from winnow.models.network import Network
 from winnow.pretraining.backbone_training import pretrain_backbone
 from winnow.records import EmbedRecord, read_record
-from winnow.steps.embed import embed_image_set
+from winnow.steps.embed import describe_pixels, embed_image_set
 from winnow.steps.ingest import ingest_images
 from winnow.steps.pretrain import prepare_start
 from winnow.training.checkpoint import Checkpoint
@@ -66,9 +66,8 @@ class Teacher:
         """Return the folder. Raises DataError where its embeddings are of other images."""
         keys_N16, details = np.load(self.folder / KEYS_FILE), EmbedRecord.read(self.folder).details
         is_embedded_N = np.isin(images.split_N, (TRAIN, VALIDATION))
-        shown = {"image_size": images.image_size, **asdict(images.preprocessing)}
-        is_same_size = details.model_dump(include=set(shown)) == shown
-        is_same = is_same_size and len(keys_N16) == len(images.keys_N16)
+        pixels = describe_pixels(images)
+        is_same = details.model_dump(include=set(pixels)) == pixels and len(keys_N16) == len(images.keys_N16)
         if not is_same or (keys_N16 != images.keys_N16)[is_embedded_N].any():
             raise DataError(f"the embeddings in {self.folder} are of other images; pass these images to winnow.embed")
         return self.folder

@@ -98,16 +98,9 @@ def _check_gpu() -> Check:
     if not torch.cuda.is_available():
         remedy = "compare the driver with the CUDA version of PyTorch: python -m torch.utils.collect_env"
         return Check("GPU", "note", f"the driver is installed, but PyTorch {torch.__version__} cannot use it", remedy)
-    remedy = "" if _is_installed("onnxruntime-gpu") else "extra cuda measures ONNX Runtime on it (docs/compression.md)"
+    is_missing = _package_problem(Requirement("onnxruntime-gpu"))
+    remedy = "extra cuda measures ONNX Runtime on it (docs/compression.md)" if is_missing else ""
     return Check("GPU", "ok", torch.cuda.get_device_name(0), remedy)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def check_packages() -> Iterator[Check]:

@@ -13,6 +13,7 @@ import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,14 +82,14 @@ def embed_image_set(
             log.info("embed: %s at %d pixels", settings.weights, architecture.network_size)
             selected = np.flatnonzero(np.isin(images.split_N, (TRAIN, VALIDATION)))
             features = open_features(model.to(default_device()), architecture, scratch, len(selected))
-            shown = {"image_size": images.image_size, **asdict(images.preprocessing), "code": _code_digest()}
-            stored = _stored_embeddings(out, {"weights": known, **shown})
+            conditions = {"weights": known, "code": _code_digest(), **describe_pixels(images)}
+            stored = _stored_embeddings(out, conditions)
             rows_ND = embed_images(features, images, selected, scratch, stored)
             shutil.copyfile(scratch / EMBEDDINGS_FILE, folder / EMBEDDINGS_FILE)
             keys_N16 = np.zeros_like(images.keys_N16)
             keys_N16[selected] = images.keys_N16[selected]
             np.save(folder / KEYS_FILE, keys_N16)
-            details = EmbedDetails(weights=known, images=len(selected), dimension=rows_ND.shape[1], **shown)
+            details = EmbedDetails(images=len(selected), dimension=rows_ND.shape[1], **conditions)
             files = describe_files(folder, EMBEDDINGS_FILE, KEYS_FILE, WEIGHTS_FILE, ARCHITECTURE_FILE)
         record = EmbedRecord(
             step="embed",
@@ -103,7 +104,12 @@ def embed_image_set(
     return record
 
 
-def _stored_embeddings(out: Path, conditions: dict[str, object]) -> StoredEmbeddings | None:
+def describe_pixels(images: ImageSet) -> dict[str, Any]:
+    """Return the fields of EmbedDetails that say how these images were made from their files."""
+    return {"image_size": images.image_size, **asdict(images.preprocessing)}
+
+
+def _stored_embeddings(out: Path, conditions: dict[str, Any]) -> StoredEmbeddings | None:
     """Return the embeddings of the previous result, if they were made under these conditions and are undamaged.
 
     `conditions`: fields of EmbedDetails with their values.
