@@ -6,6 +6,7 @@ only slow each other down, and DVC allows one writer. Results are small JSON; th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ from tasks.refit import refit
 from tasks.registry import promotion_state, registered_weights
 from tasks.report import report
 from tasks.select import select
+from tasks.stage_processes import preloaded
 from tasks.stage_runner import StageResult, stop_running
 from tasks.track import open_run, track
 from tasks.tracking import mlflow_runs, tracked_runs
@@ -88,7 +90,8 @@ def _execute(
     why = "; ".join(f"{stage}: {reasons[0]}" for stage, reasons in stale.items())[:1000]
     parent_run: str = open_run.with_options(retries=retries)(str(paths.root), why)
     try:
-        results = _run_chain(paths, config, stale, parent_run, retries)
+        with preloaded(paths.root) if stale else contextlib.nullcontext():
+            results = _run_chain(paths, config, stale, parent_run, retries)
         track.with_options(retries=retries)(str(paths.root), parent_run)
     except BaseException as error:
         if not isinstance(error, Exception):

@@ -23,6 +23,7 @@ from prefect.logging import get_run_logger
 from tasks.project import gpu_slots, run_lock
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import STEP_TIMES
+from tasks.stage_processes import StageProcess, start_stage
 from tasks.tracking import mlflow_runs
 from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity
@@ -30,7 +31,7 @@ from winnow.config import load_config
 from winnow.errors import WinnowError
 
 FOLLOW_SECONDS = 2.0
-_running: list[tuple[str, subprocess.Popen[str]]] = []
+_running: list[tuple[str, StageProcess]] = []
 """(MLflow run of the execution, process) of the stages that run in this process."""
 _stopped_runs: set[str] = set()
 """Executions that were stopped: they begin no other stage. A later one of this process has another number."""
@@ -129,7 +130,7 @@ def _stream(paths: ProjectPaths, stage: str, label: str, runs: tuple[str, str], 
     parent_run, run_id = runs
     if parent_run in _stopped_runs:
         raise StageFailed(f"step {label} was not begun: the run was stopped")
-    process = dvc_stages.start_stage(paths.root, stage)
+    process = start_stage(paths.root, stage)
     run_lock.record_step(paths, label)
     _running.append((parent_run, process))
     ended = threading.Event()
@@ -164,7 +165,7 @@ def _exit_status(lines: list[str]) -> int | None:
     return None
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop(process: StageProcess) -> None:
     """End DVC and the step below it; both are in a session of their own."""
     try:
         os.killpg(process.pid, signal.SIGTERM)

@@ -2,7 +2,7 @@
 
 A run that is killed (kill -9, out of memory) cannot clean up: Prefect's temporary server would stay, and its runs would
 stay Running in MLflow and Prefect. The watchdog reads from a pipe that the system closes when the run ends in any way.
-Steps end by themselves (tasks/__main__.py).
+Steps end by themselves (tasks/step_process.py).
 
     python -m tasks.project.watchdog ROOT
 """

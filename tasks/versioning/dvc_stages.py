@@ -189,9 +189,9 @@ def _reasons(change: object) -> Iterator[str]:
 def start_stage(root: Path, stage: str) -> subprocess.Popen[str]:
     """Start `dvc repro` of one stage; the process's stdout holds its output."""
     return subprocess.Popen(
-        command("--wait-for-lock", "repro", "--single-item", stage),
+        command(*_reproduce(stage)),
         cwd=root,
-        env={**environment(), STARTER_VARIABLE: process_identity(os.getpid())},
+        env=step_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -199,6 +199,22 @@ def start_stage(root: Path, stage: str) -> subprocess.Popen[str]:
         errors="replace",
         start_new_session=True,
     )
+
+
+def step_environment() -> dict[str, str]:
+    """Return the environment of a step that this process starts and whose end ends it."""
+    return {**environment(), STARTER_VARIABLE: process_identity(os.getpid())}
+
+
+def reproduce_here(stage: str) -> int:
+    """Run `dvc repro` of one stage in this process, which must not be used again, and return its exit status."""
+    from dvc.cli import main  # type: ignore[import-untyped]
+
+    return int(main(list(_reproduce(stage))))
+
+
+def _reproduce(stage: str) -> tuple[str, ...]:
+    return ("--wait-for-lock", "repro", "--single-item", stage)
 
 
 NOISE = (

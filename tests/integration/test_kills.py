@@ -25,7 +25,7 @@ pytestmark = pytest.mark.services
 def kill_flow(running: RunningProject, with_worker: bool = True) -> list[psutil.Process]:
     """Kill the flow and, by default, its worker; return the steps that remain."""
     worker, children = worker_and_children(running)
-    steps = [child for child in children if {"dvc", "tasks"} & set(child.cmdline())]
+    steps = [child for child in children if {"dvc", "tasks", "tasks.stage_server"} & set(child.cmdline())]
     for child in (*([worker] if with_worker else []), *(child for child in children if child not in steps)):
         child.kill()
     return steps

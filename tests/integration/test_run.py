@@ -317,7 +317,7 @@ def counted(*arguments, **named):
         os.kill(os.getpid(), signal.SIGKILL)
 
 training.save_checkpoint = counted
-from tasks.__main__ import main
+from tasks.step_process import main
 main(["pretrain"])
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich import box
 from rich.table import Table
 
+from tasks import stage_processes
 from tasks.project import run_lock, run_summary, running_servers, watchdog
 from tasks.project.disk_errors import check_free_space
 from tasks.project.paths import ProjectPaths
@@ -48,12 +50,13 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
         running_servers.check_prefect()
         running_servers.report_to_prefect(paths)
         watchdog.start(paths)  # it reads Prefect with the same password
-        # Imported here because it takes four seconds.
-        from flows.pipeline import pipeline
-        from flows.runtime import exit_on_stop
+        with stage_processes.preloaded(paths.root) if stale else contextlib.nullcontext():
+            # Imported here because it takes four seconds.
+            from flows.pipeline import pipeline
+            from flows.runtime import exit_on_stop
 
-        with exit_on_stop(), running_servers.temporary_server_errors():
-            done = pipeline(str(paths.root))
+            with exit_on_stop(), running_servers.temporary_server_errors():
+                done = pipeline(str(paths.root))
     else:
         console.print("Nothing has changed: no step runs.")
     show_results(paths, config)

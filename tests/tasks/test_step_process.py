@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import __main__, stage_runner
+from tasks import stage_runner, step_process
 from tasks.project.paths import ProjectPaths
 from tasks.step_fingerprint import step_fingerprint
 from tasks.tracking import mlflow_runs
@@ -31,7 +31,7 @@ def test_outdated_checkpoints_are_removed_before_the_step_runs(project: ProjectP
     for folder in (current, outdated, other):
         folder.mkdir(parents=True)
     with pytest.raises(ArtifactError):  # there are no images
-        __main__.run_step(config, project, "pretrain", "pretrain")
+        step_process.run_step(config, project, "pretrain", "pretrain")
     assert sorted(project.checkpoints.iterdir()) == sorted([current, other])
 
 
