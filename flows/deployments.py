@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -70,7 +71,7 @@ def _set_up(paths: ProjectPaths) -> str:
     _delete_renamed(paths, project)
     _make_pool(work_pool_name(project))
     gpu_slots.create_limit()
-    _automate(automation_prefix(project), [*_automations(paths), *_notifications(project)])
+    _automate(automation_prefix(project), [*_automations(), *_notifications(project)])
     result = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=paths.root,
@@ -123,9 +124,9 @@ def _make_pool(pool: str) -> None:
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
 
 
-def _automations(paths: ProjectPaths) -> list[dict[str, Any]]:
+def _automations() -> list[dict[str, Any]]:
     """Return the automations of flows/automations.yaml, with placeholders filled in like those of prefect.yaml."""
-    path = paths.root / "flows" / "automations.yaml"
+    path = Path(__file__).with_name("automations.yaml")
     automations = yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]
     return cast(list[dict[str, Any]], apply_values(automations, {}, remove_notset=False))
 

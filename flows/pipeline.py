@@ -36,7 +36,7 @@ from tasks.stage_runner import StageResult, stop_running
 from tasks.track import open_run, track
 from tasks.tracking import mlflow_runs, tracked_runs
 from tasks.tracking.mlflow_client import StoreError
-from tasks.versioning import dvc_stages, integrity, s3_mirror
+from tasks.versioning import dvc_stages, installed_code, integrity, s3_mirror
 from winnow.config import ROOT, Config, load_config, topological_order
 
 
@@ -90,6 +90,7 @@ def _execute(
     why = "; ".join(f"{stage}: {reasons[0]}" for stage, reasons in stale.items())[:1000]
     parent_run: str = open_run.with_options(retries=retries)(str(paths.root), why)
     try:
+        installed_code.write_digests(paths.root)
         with preloaded(paths.root) if stale else contextlib.nullcontext():
             results = _run_chain(paths, config, stale, parent_run, retries)
         track.with_options(retries=retries)(str(paths.root), parent_run)

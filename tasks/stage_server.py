@@ -13,7 +13,9 @@ fork has none of its parent's threads; ONNX Runtime and OpenVINO start some.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -24,7 +26,9 @@ import socket
 import struct
 import sys
 import threading
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from tasks.project import environment
 from tasks.step_request import MAX_BYTES, STEP_SOCKET_VARIABLE
@@ -44,6 +48,7 @@ def main(arguments: list[str]) -> int:
     with socket.socket(fileno=int(arguments[0])) as requests:
         for module in MODULES:
             importlib.import_module(module)
+        gc.freeze()  # or a garbage collection in a fork would copy all objects
         imported = _file_times()
         requests.send(READY)
         while True:
@@ -141,6 +146,21 @@ def _end_with(connection: socket.socket) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _run_and_exit() -> NoReturn:
+    """Run `main` and exit without deleting all objects, which would copy the memory that forks share."""
+    try:
+        status = main(sys.argv[1:])
+    except SystemExit as ending:
+        status = ending.code if isinstance(ending.code, int) else 1
+    except BaseException:  # noqa: BLE001  # the end of a process: the interpreter would print it, too
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
     environment.apply(Path.cwd())
-    raise SystemExit(main(sys.argv[1:]))
+    _run_and_exit()

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from tasks.project.paths import ProjectPaths
+from tasks.versioning.installed_code import FOLDER
 from winnow.config import ROOT, Config
 from winnow.config.weights import weights_file
 from winnow.records import RECORD, CandidateRecord, sha256_of
@@ -27,7 +28,7 @@ def _code_of(root: Path, step: str, section: object) -> list[Path]:
     listed = [str(dep) for dep in stage.get("do", stage)["deps"]]
     method = getattr(section, "method", "")
     files = (dep.replace("${item.method}", method) for dep in listed)
-    return sorted(root / file for file in files if file.endswith(".py"))
+    return sorted(root / file for file in files if file.startswith(CODE_FOLDERS))
 
 
 def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]:
@@ -46,6 +47,7 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
     return folders.get(step, [])
 
 
+CODE_FOLDERS = ("winnow/", f"{FOLDER}/")
 SECTIONS = {"embed": "teacher"}
 """Step -> section of params.yaml, where it has another name."""
 

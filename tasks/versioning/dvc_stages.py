@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ import yaml
 
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import process_identity
-from tasks.versioning import integrity
+from tasks.versioning import installed_code, integrity
 from winnow.config import ROOT, Config, topological_order
 from winnow.config.section import NO_FILE
 from winnow.data.special_files import check_special_files
 from winnow.errors import ConfigError, WinnowError
 
 CANDIDATE_PREFIX = "candidate@"
+SHOWN_FILES = 3
 STARTER_VARIABLE = "WINNOW_STARTED_BY"
 """The variable with the identity of the flow's process; a step ends when that process is gone."""
 
@@ -142,10 +143,17 @@ def stale_stages(root: Path, config: Config) -> dict[str, list[str]]:
     for entry in integrity.find_damaged(ProjectPaths(root)):
         name = entry.path.relative_to(root)
         changes.setdefault(entry.stage, []).append(f"its output {name} is damaged: it was changed in place")
+    for stage, files in installed_code.changed_code(root, config).items():
+        changes.setdefault(stage, []).append(f"winnow's code has changed: {_first_files(files)}")
     never_run = changes.keys() - integrity.read_lock(root).keys() if changes else set()
     return propagate_changes(
         changes | {stage: ["it has not run yet", *_missing(changes[stage])] for stage in never_run}, config
     )
+
+
+def _first_files(files: Sequence[str]) -> str:
+    more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+    return ", ".join(files[:SHOWN_FILES]) + more
 
 
 def _missing(changes: list[object]) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Concatenate, ParamSpec
@@ -31,21 +32,39 @@ def project_command(function: Callable[Concatenate[ProjectPaths, Options], int])
     @functools.wraps(function)
     def run(*arguments: Options.args, **options: Options.kwargs) -> int:
         paths = ProjectPaths(find_root())
-        try:
+        with _errors_as_messages(paths.root):
             apply(paths.root)
             return function(paths, *arguments, **options)
-        except KeyboardInterrupt:
-            print_line(STOPPED_MESSAGE, sys.stderr)
-            raise SystemExit(130) from None
-        except click.ClickException:
-            raise
-        except Exception as error:
-            problem = str(error) if isinstance(error, WinnowError) else describe_disk_error(error, paths.root)
-            if problem is None or os.environ.get("WINNOW_TRACEBACK"):
-                raise
-            raise SystemExit(_print_error(problem)) from None
 
     return run
+
+
+def error_messages(function: Callable[Options, int]) -> Callable[Options, int]:
+    """Turn the errors of a command that needs no project into messages and statuses."""
+
+    @functools.wraps(function)
+    def run(*arguments: Options.args, **options: Options.kwargs) -> int:
+        with _errors_as_messages(Path.cwd()):
+            return function(*arguments, **options)
+
+    return run
+
+
+@contextlib.contextmanager
+def _errors_as_messages(folder: Path) -> Iterator[None]:
+    """Print one message for an error that the user can fix, and exit; `folder`: where a full disk would be."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_line(STOPPED_MESSAGE, sys.stderr)
+        raise SystemExit(130) from None
+    except click.ClickException:
+        raise
+    except Exception as error:
+        problem = str(error) if isinstance(error, WinnowError) else describe_disk_error(error, folder)
+        if problem is None or os.environ.get("WINNOW_TRACEBACK"):
+            raise
+        raise SystemExit(_print_error(problem)) from None
 
 
 def _print_error(message: str) -> int:
@@ -66,7 +85,8 @@ def find_project() -> Path | None:
 def find_root() -> Path:
     """Return the project's folder. Ends the process with a message outside of a project."""
     if (folder := find_project()) is None:
-        message = f"no params.yaml and dvc.yaml in {Path.cwd()} or above; run it inside the project"
+        where = f"no params.yaml and dvc.yaml in {Path.cwd()} or above"
+        message = f"{where}; run it inside a project, which `winnow init` creates"
         raise SystemExit(_print_error(message))
     return folder
 

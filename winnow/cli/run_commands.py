@@ -1,11 +1,13 @@
-"""The commands of the chain: run, plan, fetch, status, track, doctor."""
+"""The commands of the chain: init, run, plan, fetch, status, track, doctor."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.command_setup import find_project, load_project_config, project_command
+from winnow.cli.command_setup import error_messages, find_project, find_root, load_project_config, project_command
 from winnow.cli.progress import print_line
 from winnow.errors import ConfigError
 
@@ -27,6 +29,32 @@ def apply_settings(paths: ProjectPaths, settings: tuple[str, ...]) -> None:
     if settings:
         with run_lock.lock_run(paths):  # a run in progress reads params.yaml at each step
             set_keys(paths, list(settings))
+
+
+@click.command(epilog="Example: winnow init shop --from /photos/products")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), required=False)
+@click.option(
+    "--from",
+    "images",
+    metavar="IMAGES",
+    help="A folder of images, an archive, a table of labels (.csv, .tsv, .parquet), or s3://bucket/prefix.",
+)
+@click.option("--update", is_flag=True, help="Renew dvc.yaml and code_digests/ of this project after an upgrade.")
+@error_messages
+def init(folder: Path | None, images: str | None, update: bool) -> int:
+    """Create a project in FOLDER, with settings that fit the images.
+
+    The images are not copied. params.yaml says why each setting was changed.
+    """
+    from winnow.cli.init import create_project, update_project
+
+    if update:
+        if folder or images:
+            raise click.UsageError("--update renews the project of the current folder; it takes nothing else")
+        return update_project(ProjectPaths(find_root()))
+    if folder is None:
+        raise click.UsageError("name the folder of the new project; `winnow init .` takes the current one")
+    return create_project(folder, images)
 
 
 @click.command(epilog="Example: winnow run -S data.source=folder -S data.path=/photos/products -S data.image_size=64")
@@ -115,4 +143,4 @@ def doctor() -> int:
     return print_checks(ProjectPaths(root) if root else None)
 
 
-RUN_COMMANDS = (run, plan, fetch, status, track, doctor)
+RUN_COMMANDS = (init, run, plan, fetch, status, track, doctor)

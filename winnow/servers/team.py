@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from tasks.project.passwords import MIN_LENGTH, write_private_file
 from tasks.project.paths import ProjectPaths
 from tasks.project.running_servers import is_healthy
+from tasks.project.templates import template
 from winnow.cli.terminal import Terminal
 from winnow.errors import MissingExtra, WinnowError
 from winnow.servers import postgresql
@@ -61,9 +62,15 @@ def serve_team(paths: ProjectPaths, folder: Path, host: str, ports: Mapping[str,
     return 0
 
 
+def _team_settings(paths: ProjectPaths) -> str:
+    """Return the project's mlflow/team.yaml, or the installed one where it has none."""
+    own = paths.root / "mlflow" / "team.yaml"
+    return own.read_text(encoding="utf-8") if own.is_file() else template("team.yaml")
+
+
 def _start(paths: ProjectPaths, folder: Path, host: str, ports: Mapping[str, int], supervised: Supervisor) -> None:
     """Start the servers in the order of their dependencies, and create what the first start needs in between."""
-    plan = yaml.safe_load((paths.root / "mlflow" / "team.yaml").read_text(encoding="utf-8"))
+    plan = yaml.safe_load(_team_settings(paths))
     passwords = _secrets(folder / "secrets.json")
     cluster = postgresql.Cluster(folder / "postgresql", ports["postgresql"], passwords["postgresql"])
     values = {

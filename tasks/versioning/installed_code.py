@@ -1,0 +1,125 @@
+"""The installed winnow as a dependency of the stages of a project outside of winnow's repository.
+
+In the repository dvc.yaml lists the code files that decide the result of each stage. In a project that `winnow init`
+created there are none, so each stage depends on a file in code_digests/ with the digests of the same files as they are
+installed. `winnow run` writes those that have changed: a stage is stale exactly if its code is another one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import winnow
+from tasks.project.templates import template
+from winnow.config import Config
+from winnow.config.candidates import METHOD_SETTINGS
+from winnow.errors import WinnowError
+from winnow.records import atomic_path, sha256_of
+
+FOLDER = "code_digests"
+METHOD_FILE = "winnow/compression/${item.method}.py"
+HEADER = "# Digests of winnow's code, by `winnow run`.\n"
+STAGES_HEADER = """\
+# One stage per step; `foreach` over the tree of candidates in params.yaml. Every stage runs `python -m tasks`.
+# code_digests/ holds the digests of the installed code that decides the result of a stage.
+# Created by `winnow init`; `winnow init --update` creates it again.
+"""
+
+
+def is_separate_project(root: Path) -> bool:
+    """Return whether a project lies outside of winnow's repository, which contains the code itself."""
+    return not (root / "winnow" / "steps").is_dir()
+
+
+def project_stages() -> str:
+    """Return the text of a project's dvc.yaml: that of the repository, with code_digests/ in place of code files."""
+    document = _stages()
+    for name, stage in document["stages"].items():
+        settings = stage.get("do", stage)
+        code = [f"{FOLDER}/{name}.yaml"]
+        if METHOD_FILE in settings["deps"]:
+            code.append(f"{FOLDER}/${{item.method}}.yaml")
+        settings["deps"] = [*(dep for dep in settings["deps"] if not _is_code(dep)), *code]
+    return STAGES_HEADER + yaml.safe_dump(document, sort_keys=False, width=120)
+
+
+def _stages() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(template("dvc.yaml"))
+    return document
+
+
+def _is_code(dep: str) -> bool:
+    return dep.startswith("winnow/")
+
+
+@functools.cache
+def installed_digests() -> Mapping[str, Mapping[str, str]]:
+    """Return name of a file in code_digests/ -> {code file: sha256}: a file for each step, and one for each method."""
+    package = Path(winnow.__file__).parent
+    digests = {}
+    for name, stage in _stages()["stages"].items():
+        deps = [dep for dep in stage.get("do", stage)["deps"] if _is_code(dep)]
+        digests[name] = _digests(package, (dep for dep in deps if dep != METHOD_FILE))
+    for method in METHOD_SETTINGS:
+        digests[method] = _digests(package, [METHOD_FILE.replace("${item.method}", method)])
+    return digests
+
+
+def _digests(package: Path, deps: Iterable[str]) -> dict[str, str]:
+    """Return the digests of code files; of a folder, those of its files."""
+    files: list[Path] = []
+    for dep in deps:
+        path = package.parent / dep
+        files += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return {file.relative_to(package.parent).as_posix(): sha256_of(file) for file in files}
+
+
+def changed_code(root: Path, config: Config) -> dict[str, list[str]]:
+    """Return stage -> code files that differ from those in code_digests/; {} in winnow's repository."""
+    if not is_separate_project(root):
+        return {}
+    changed = {name: _changed_files(root, name, digests) for name, digests in installed_digests().items()}
+    stages = {name: files for name, files in changed.items() if name in _stages()["stages"] and name != "candidate"}
+    for name, candidate in config.candidates.items():
+        stages[f"candidate@{name}"] = [*changed["candidate"], *changed[candidate.method]]
+    return {stage: files for stage, files in stages.items() if files}
+
+
+def _changed_files(root: Path, name: str, digests: Mapping[str, str]) -> list[str]:
+    known = _read(root / FOLDER / f"{name}.yaml")
+    return sorted(file for file in {*digests, *known} if digests.get(file) != known.get(file))
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Return the digests in a file of code_digests/; {} where it is missing or damaged, as it is written again."""
+    try:
+        digests = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return digests if isinstance(digests, dict) else {}
+
+
+def write_digests(root: Path) -> None:
+    """Write the files of code_digests/ that differ from the installed code; do nothing in winnow's repository."""
+    if not is_separate_project(root):
+        return
+    (root / FOLDER).mkdir(exist_ok=True)
+    for name, digests in installed_digests().items():
+        path = root / FOLDER / f"{name}.yaml"
+        if _read(path) != digests:
+            with atomic_path(path) as temporary:
+                temporary.write_text(HEADER + yaml.safe_dump(dict(digests)), encoding="utf-8")
+
+
+def check(root: Path, config: Config, stage: str) -> None:
+    """Raise WinnowError where code_digests/ is not of the installed code: DVC would record the wrong one."""
+    if files := changed_code(root, config).get(stage):
+        raise WinnowError(
+            f"the installed winnow has other code for {stage} than {FOLDER}/ in {root} says ({', '.join(files[:3])}); "
+            "`winnow run` updates it, and so does `winnow init --update` before `dvc repro`"
+        )
