@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.closure import LAZY_INIT, ROOT, imported_files
+from tests.wheel import build_wheel, tracked_files
 
 PACKAGES = ("winnow", "tasks", "flows")
 LAYERS = (
@@ -112,22 +113,13 @@ def test_mlflow_folder_holds_no_python() -> None:
 
 @pytest.mark.thorough
 def test_wheel_holds_the_three_packages_only(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
-    for name in tracked:
-        if name and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(
-        [sys.executable, "-m", "uv", "build", "--wheel", "--no-build-isolation", "--out-dir", tmp_path, source],
-        capture_output=True,
-        check=True,
-    )
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    with zipfile.ZipFile(build_wheel(tmp_path)) as wheel:
+        names = wheel.namelist()
+        params = wheel.read("tasks/project/templates/params.yaml")
+    assert params == (ROOT / "params.yaml").read_bytes()
     top_level_folders = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top_level_folders == {"winnow", "tasks", "flows"}
     packaged = {name for name in names if name.endswith(".py")}
     on_disk = {path.relative_to(ROOT).as_posix() for path in FILES}
-    assert packaged == on_disk & {name for name in tracked if name}
+    assert packaged == on_disk & set(tracked_files())
+    assert {"flows/automations.yaml", "tasks/project/templates/team.yaml"} <= set(names)

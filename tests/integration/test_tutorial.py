@@ -22,6 +22,7 @@ from PIL import Image
 from tests.closure import ROOT
 from tests.conftest import CLASSES, draw
 from tests.integration.conftest import run_params
+from tests.wheel import build_wheel
 
 pytestmark = pytest.mark.slow
 SERVERS = {"winnow ui": "http://127.0.0.1:5000/health", "winnow serve": "http://127.0.0.1:8000/health"}
@@ -38,13 +39,7 @@ def tutorial_commands(photos: Path) -> list[str]:
 @pytest.fixture
 def shell(tmp_path: Path) -> dict[str, str]:
     """Return the environment of a shell whose only winnow is that of the wheel."""
-    subprocess.run(
-        [sys.executable, "-m", "uv", "build", "--wheel", "--no-build-isolation", "--out-dir", tmp_path, ROOT],
-        capture_output=True,
-        check=True,
-    )
-    installed = tmp_path / "installed"
-    wheel = next(tmp_path.glob("*.whl"))
+    installed, wheel = tmp_path / "installed", build_wheel(tmp_path / "build")
     command = [sys.executable, "-m", "uv", "pip", "install", "--no-deps", "--target", installed, wheel]
     subprocess.run(command, capture_output=True, check=True)
     (tmp_path / "home").mkdir()
