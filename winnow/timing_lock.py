@@ -79,8 +79,9 @@ def _marking(held: str) -> Iterator[None]:
 
 @contextmanager
 def _file_lock(name: str, operation: int) -> Iterator[None]:
-    path = Path(os.environ.get(LOCK_FOLDER_VARIABLE) or tempfile.gettempdir()) / f"winnow-{os.getuid()}-{name}.lock"
-    with path.open("a") as file:
+    folder = Path(os.environ.get(LOCK_FOLDER_VARIABLE) or tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"winnow-{os.getuid()}-{name}.lock").open("a") as file:
         _acquire(file.fileno(), operation)
         yield  # closing the file releases the lock
 

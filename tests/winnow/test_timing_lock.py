@@ -86,3 +86,10 @@ def test_a_killed_process_releases_the_lock() -> None:
         pass
     with timing_lock():
         pass
+
+
+def test_a_missing_folder_for_the_locks_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCK_FOLDER_VARIABLE, str(tmp_path / "new" / "locks"))
+    with compute_lock():
+        pass
+    assert len(list((tmp_path / "new" / "locks").iterdir())) == 2
