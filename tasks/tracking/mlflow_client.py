@@ -19,6 +19,7 @@ from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.disk_errors import is_disk_full
 from tasks.project.paths import ProjectPaths, registered_model_name
 from tasks.tracking import tracking_store
+from tasks.tracking.moved_store import relocate
 from tasks.tracking.run_tags import TAG_LENGTH
 from winnow.config import Config
 from winnow.errors import WinnowError
@@ -85,7 +86,14 @@ def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
 
 def connect(paths: ProjectPaths) -> Any:
     """Return the client for the project's tracking and registry addresses."""
+    if tracking_store.is_local_store(paths):
+        _relocate_once(paths)
     return _client(tracking_store.tracking_address(paths), tracking_store.registry_address(paths))
+
+
+@functools.lru_cache(maxsize=4)
+def _relocate_once(paths: ProjectPaths) -> None:
+    relocate(paths)
 
 
 @functools.lru_cache(maxsize=4)
@@ -150,12 +158,6 @@ def experiment_id(paths: ProjectPaths, config: Config) -> str:
             experiment = client.get_experiment_by_name(name)  # created by another process meanwhile
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
-    if artifact_location and experiment.artifact_location.rstrip("/") != artifact_location:
-        raise StoreError(
-            f"the MLflow store in {paths.state_dir / 'mlflow'} was created in another folder "
-            f"({experiment.artifact_location}), where its files are; move the project back, or delete that store and "
-            "run `winnow track`"
-        )
     return str(experiment.experiment_id)
 
 

@@ -91,7 +91,7 @@ class Project:
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def copy(self, root: Path) -> Project:
-        """Copy the project with its artifacts and caches, but without MLflow's store, which is bound to its folder."""
+        """Copy the project with its artifacts and caches, but without MLflow's store and what was promoted."""
         shutil.copytree(self.root, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db", "promoted.json"))
         return replace(self, root=root)
 

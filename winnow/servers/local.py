@@ -21,6 +21,7 @@ from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive
 from tasks.project.running_servers import is_healthy
 from tasks.project.state_files import SERVERS
+from tasks.tracking.moved_store import relocate
 from tasks.tracking.tracking_store import redact_password
 from winnow.cli.terminal import Terminal
 from winnow.config import load_config
@@ -119,6 +120,7 @@ def plan_servers(
     if store.startswith("http"):
         pages["mlflow"] = redact_password(store)
     else:
+        relocate(paths)
         command = module_command(
             *("mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"])),
             *("--default-artifact-root", str(paths.mlflow_artifacts), "--workers", "1", "--app-name", "basic-auth"),
