@@ -46,24 +46,29 @@ READY = b"ready"
 def main(arguments: list[str]) -> int:
     """Serve requests from the socket with this file descriptor until its other end is closed."""
     with socket.socket(fileno=int(arguments[0])) as requests:
-        for module in MODULES:
-            importlib.import_module(module)
-        gc.freeze()  # or a garbage collection in a fork would copy all objects
-        imported = _file_times()
-        requests.send(READY)
-        while True:
-            message, outputs, _, _ = socket.recv_fds(requests, MAX_BYTES, 1)
-            if not message or any(_modified(file) != time for file, time in imported.items()):
-                return 0  # the flow has ended, or code was edited: a fork would compute with the former code
-            if not (child := os.fork()):
-                break
-            os.close(outputs[0])
-            try:
-                requests.send(str(child).encode())
-                requests.send(str(_wait_for(child)).encode())
-            except BrokenPipeError:  # the flow has ended, and its stage with it
-                return 0
-    return _run_stage(message.decode(), outputs[0])
+        try:
+            request = _serve(requests)
+        except (BrokenPipeError, ConnectionResetError):  # the flow was killed; its stage ends by itself
+            return 0
+    return _run_stage(*request) if request else 0
+
+
+def _serve(requests: socket.socket) -> tuple[str, int] | None:
+    """Import the modules and fork for each request. Return the stage and its output in a fork, None at the end."""
+    for module in MODULES:
+        importlib.import_module(module)
+    gc.freeze()  # or a garbage collection in a fork would copy all objects
+    imported = _file_times()
+    requests.send(READY)
+    while True:
+        message, outputs, _, _ = socket.recv_fds(requests, MAX_BYTES, 1)
+        if not message or any(_modified(file) != time for file, time in imported.items()):
+            return None  # the flow has ended, or code was edited: a fork would compute with the former code
+        if not (child := os.fork()):
+            return message.decode(), outputs[0]
+        os.close(outputs[0])
+        requests.send(str(child).encode())
+        requests.send(str(_wait_for(child)).encode())
 
 
 def _file_times() -> dict[str, int]:
