@@ -158,6 +158,11 @@ def experiment_id(paths: ProjectPaths, config: Config) -> str:
             experiment = client.get_experiment_by_name(name)  # created by another process meanwhile
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    if artifact_location and experiment.artifact_location.rstrip("/") != artifact_location:
+        raise StoreError(
+            f"the experiment {name} in {paths.state_dir / 'mlflow'} keeps its files outside of the project, in "
+            f"{experiment.artifact_location}; rename it in MLflow, or delete that store, and run `winnow track`"
+        )
     return str(experiment.experiment_id)
 
 

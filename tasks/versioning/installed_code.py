@@ -32,8 +32,9 @@ STAGES_HEADER = """\
 
 
 def is_separate_project(root: Path) -> bool:
-    """Return whether a project lies outside of winnow's repository, which contains the code itself."""
-    return not (root / "winnow" / "steps").is_dir()
+    """Return whether the stages of a project depend on code_digests/, and not on code files as in the repository."""
+    stages = root / "dvc.yaml"
+    return stages.is_file() and f"{FOLDER}/" in stages.read_text(encoding="utf-8", errors="replace")
 
 
 def project_stages() -> str:
@@ -49,7 +50,7 @@ def project_stages() -> str:
 
 
 def _stages() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(template("dvc.yaml"))
+    document: dict[str, Any] = yaml.safe_load(template("stages.yaml"))
     return document
 
 
@@ -80,7 +81,7 @@ def _digests(package: Path, deps: Iterable[str]) -> dict[str, str]:
 
 
 def changed_code(root: Path, config: Config) -> dict[str, list[str]]:
-    """Return stage -> code files that differ from those in code_digests/; {} in winnow's repository."""
+    """Return stage -> code files that differ from those in code_digests/; {} where stages depend on code files."""
     if not is_separate_project(root):
         return {}
     changed = {name: _changed_files(root, name, digests) for name, digests in installed_digests().items()}
@@ -105,7 +106,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def write_digests(root: Path) -> None:
-    """Write the files of code_digests/ that differ from the installed code; do nothing in winnow's repository."""
+    """Write the files of code_digests/ that differ from the installed code, where stages depend on them."""
     if not is_separate_project(root):
         return
     (root / FOLDER).mkdir(exist_ok=True)

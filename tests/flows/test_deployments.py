@@ -15,7 +15,6 @@ from flows import deployments
 from flows.runtime import ENDED_EVENT
 from tasks import stage_runner
 from tasks.project.environment import default_variables
-from tasks.project.paths import ProjectPaths
 from tasks.tracking.mlflow_client import StoreError
 from tests.closure import ROOT
 from winnow.errors import ConfigError
@@ -44,7 +43,7 @@ def test_every_deployment_names_a_flow_a_pool_and_a_concurrency_limit(deployment
 
 
 def test_automations_are_valid_for_prefect_and_fit_the_heartbeat() -> None:
-    automations = [AutomationCore.model_validate(row) for row in deployments._automations(ProjectPaths(ROOT))]
+    automations = [AutomationCore.model_validate(row) for row in deployments._automations()]
     assert all(automation.name.startswith(deployments.automation_prefix("photos")) for automation in automations)
     assert len({automation.name for automation in automations}) == len(automations) == 3
     # Runs of another project on the same server do not match.

@@ -384,11 +384,11 @@ def test_a_lost_database_is_made_and_filled_without_noise(paths: ProjectPaths, c
     assert tracked_runs.is_complete(paths, config)
 
 
-def test_a_moved_store_does_not_write_to_the_old_folder(paths: ProjectPaths, config: Config) -> None:
+def test_an_experiment_with_files_elsewhere_is_refused(paths: ProjectPaths, config: Config) -> None:
     client = mlflow_client.connect(paths)
     name = f"winnow/{registered_model_name(config)}"
     client.create_experiment(name, artifact_location=(paths.root / "elsewhere").as_uri())
-    with pytest.raises(mlflow_client.StoreError, match="was created in another folder"):
+    with pytest.raises(mlflow_client.StoreError, match="keeps its files outside of the project"):
         tracked_runs.track(paths, config)
 
 

@@ -20,6 +20,14 @@ from winnow.config import load_config
 from winnow.errors import WinnowError
 from winnow.records import sha256_of
 
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a folder whose dvc.yaml is that of a separate project."""
+    (tmp_path / "dvc.yaml").write_text(project_stages(), encoding="utf-8")
+    return tmp_path
+
+
 CONFIG = load_config(ROOT / "params.yaml")
 
 
@@ -43,30 +51,30 @@ def test_digests_are_those_of_the_code_files() -> None:
     assert "winnow/reporting/templates/page.html" in digests["report"]
 
 
-def test_changed_code_makes_its_stages_stale_with_the_reason(tmp_path: Path) -> None:
-    write_digests(tmp_path)
-    assert changed_code(tmp_path, CONFIG) == {}
-    check(tmp_path, CONFIG, "pretrain")
-    path = tmp_path / FOLDER / "pretrain.yaml"
+def test_changed_code_makes_its_stages_stale_with_the_reason(project: Path) -> None:
+    write_digests(project)
+    assert changed_code(project, CONFIG) == {}
+    check(project, CONFIG, "pretrain")
+    path = project / FOLDER / "pretrain.yaml"
     digests = yaml.safe_load(path.read_text(encoding="utf-8"))
     path.write_text(yaml.safe_dump({**digests, "winnow/training/loop.py": "0", "winnow/former.py": "0"}))
-    changed = changed_code(tmp_path, CONFIG)
+    changed = changed_code(project, CONFIG)
     assert changed == {"pretrain": ["winnow/former.py", "winnow/training/loop.py"]}
     with pytest.raises(WinnowError, match=r"other code for pretrain .*winnow/former\.py, winnow/training/loop\.py"):
-        check(tmp_path, CONFIG, "pretrain")
-    check(tmp_path, CONFIG, "ingest")
+        check(project, CONFIG, "pretrain")
+    check(project, CONFIG, "ingest")
     stale = propagate_changes({"pretrain": ["winnow's code has changed: winnow/former.py"]}, CONFIG)
     assert stale["pretrain"] == ["winnow's code has changed: winnow/former.py"]
 
 
 @pytest.mark.parametrize("damage", [b"\xff", b"- a list", b"{", None])
-def test_a_damaged_file_is_written_again(tmp_path: Path, damage: bytes | None) -> None:
-    write_digests(tmp_path)
-    path = tmp_path / FOLDER / "prune.yaml"
+def test_a_damaged_file_is_written_again(project: Path, damage: bytes | None) -> None:
+    write_digests(project)
+    path = project / FOLDER / "prune.yaml"
     text = path.read_bytes()
     path.unlink() if damage is None else path.write_bytes(damage)
-    assert list(changed_code(tmp_path, CONFIG)) == ["candidate@pruned"]
-    write_digests(tmp_path)
+    assert list(changed_code(project, CONFIG)) == ["candidate@pruned"]
+    write_digests(project)
     assert path.read_bytes() == text
 
 
