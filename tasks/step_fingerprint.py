@@ -28,7 +28,7 @@ def _code_of(root: Path, step: str, section: object) -> list[Path]:
     listed = [str(dep) for dep in stage.get("do", stage)["deps"]]
     method = getattr(section, "method", "")
     files = (dep.replace("${item.method}", method) for dep in listed)
-    return sorted(root / file for file in files if file.startswith(CODE_FOLDERS))
+    return sorted(root / file for file in files if file.endswith(".py") or file.startswith(f"{FOLDER}/"))
 
 
 def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]:
@@ -47,7 +47,6 @@ def _inputs(config: Config, artifacts: Path, step: str, name: str) -> list[Path]
     return folders.get(step, [])
 
 
-CODE_FOLDERS = ("winnow/", f"{FOLDER}/")
 SECTIONS = {"embed": "teacher"}
 """Step -> section of params.yaml, where it has another name."""
 

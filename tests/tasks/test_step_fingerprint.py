@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 
 from tasks.project.paths import ProjectPaths
 from tasks.step_fingerprint import step_fingerprint
+from tasks.step_runners import STEPS
+from tests.closure import ROOT
 from tests.conftest import tiny_params
 from tests.tasks.conftest import write_step_record
 from winnow.config import check_config
@@ -86,3 +89,12 @@ def test_inputs_of_a_training_decide_its_checkpoint_folder(
     assert fingerprint(project, params, step, name) == previous
     change(project, params)
     assert (fingerprint(project, params, step, name) != previous) is differs
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "refit"])  # a refit needs a winner
+def test_every_step_has_a_fingerprint(project: ProjectPaths, step: str) -> None:
+    """Also where a stage depends on a folder of code, as the report does."""
+    templates = "winnow/reporting/templates"
+    shutil.copytree(ROOT / templates, project.root / templates, dirs_exist_ok=True)
+    name = "pruned" if step == "candidate" else step
+    assert len(fingerprint(project, tiny_params(), step, name)) == 16
