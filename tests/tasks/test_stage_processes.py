@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,7 +137,8 @@ def test_a_killed_step_dies_alone(chain: Path) -> None:
         stage = begin_training(chain)
         find_step(server).kill()
         assert stage.wait(timeout=60) != 0
-        assert "exited with -9" in "\n".join(read_lines(stage))
+        # DVC's command line, or the shell that started the step: it depends on the shell which of them sees the signal.
+        assert re.search(r"exited with (-9|137)\b", "\n".join(read_lines(stage)))
         assert server.is_running()
         assert parse_outcome(run(chain, "ingest")[1]) == "unchanged"
 
