@@ -6,7 +6,6 @@ only slow each other down, and DVC allows one writer. Results are small JSON; th
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -91,7 +90,7 @@ def _execute(
     parent_run: str = open_run.with_options(retries=retries)(str(paths.root), why)
     try:
         installed_code.write_digests(paths.root)
-        with preloaded(paths.root) if stale else contextlib.nullcontext():
+        with preloaded(paths.root, is_needed=bool(stale)):
             results = _run_chain(paths, config, stale, parent_run, retries)
         track.with_options(retries=retries)(str(paths.root), parent_run)
     except BaseException as error:

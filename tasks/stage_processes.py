@@ -127,9 +127,9 @@ _preloaded: dict[Path, PreloadedProcess] = {}
 
 
 @contextlib.contextmanager
-def preloaded(root: Path) -> Iterator[None]:
+def preloaded(root: Path, is_needed: bool = True) -> Iterator[None]:
     """Have stages of this project start from a preloaded process within the block; within another block, do nothing."""
-    if root in _preloaded or sys.platform != "linux" or os.environ.get(PRELOAD_VARIABLE) == "0":
+    if not is_needed or root in _preloaded or sys.platform != "linux" or os.environ.get(PRELOAD_VARIABLE) == "0":
         yield
         return
     _preloaded[root] = PreloadedProcess(root)

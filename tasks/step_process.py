@@ -28,8 +28,7 @@ from tasks.project.run_origin import is_alive
 from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS, StepTimes
 from tasks.step_fingerprint import step_fingerprint
 from tasks.step_runners import RUNNERS, STEPS
-from tasks.versioning import installed_code, integrity
-from tasks.versioning.dvc_stages import STARTER_VARIABLE
+from tasks.versioning import dvc_stages, installed_code, integrity
 from winnow.config import Config, load_config
 from winnow.errors import WinnowError
 from winnow.printable import printable_text
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     environment.silence_loggers()
     signal.signal(signal.SIGTERM, _exit)
-    starter = os.environ.get(STARTER_VARIABLE)
+    starter = os.environ.get(dvc_stages.STARTER_VARIABLE)
     if starter:
         threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     try:
@@ -58,7 +57,9 @@ def main(arguments: list[str]) -> int:
         # A run holds the checkout for its steps; a step of `dvc repro` asks for it.
         with contextlib.nullcontext() if starter else run_lock.lock_step(paths):
             integrity.check(paths)
-            installed_code.check(paths.root, config, f"candidate@{name}" if step == "candidate" else step)
+            installed_code.check(
+                paths.root, config, dvc_stages.CANDIDATE_PREFIX + name if step == "candidate" else step
+            )
             run_step(config, paths, step, name)
     except Exception as error:
         message = str(error) if isinstance(error, WinnowError) else describe_disk_error(error, paths.root)

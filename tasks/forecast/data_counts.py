@@ -76,18 +76,10 @@ def count_images(config: Config, data: Path | None, scratch: Path) -> Counts:
 
 def expected_counts(config: Config, scratch: Path) -> Counts:
     """Estimate the counts from the source's file list and the fractions in params.yaml, without decoding images."""
-    from winnow.data.sources import open_source
+    from winnow.data.survey import survey_images
 
-    source, settings = open_source(config.data, scratch), config.data
-    test_images = unlabelled = 0
-    per_class = [0] * len(source.classes)
-    for item in source.items():
-        if item.is_test:
-            test_images += 1
-        elif item.label < 0:
-            unlabelled += 1
-        else:
-            per_class[item.label] += 1
+    survey, settings = survey_images(config.data, scratch), config.data
+    per_class, unlabelled, test_images = list(survey.labelled.values()), survey.unlabelled, survey.test
     labelled = sum(per_class)
     validation_share, test_share = settings.validation_fraction, 0.0 if test_images else settings.test_fraction
     train_per_class = [round(count * (1 - validation_share - test_share)) for count in per_class]
@@ -102,5 +94,5 @@ def expected_counts(config: Config, scratch: Path) -> Counts:
         test=test_images or round(labelled * test_share),
         budget=budget,
         choosing=round(labelled * validation_share),
-        classes=len(source.classes),
+        classes=len(per_class),
     )

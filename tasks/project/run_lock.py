@@ -22,7 +22,7 @@ import psutil
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_origin import is_alive, process_identity
 from winnow.errors import WinnowError
-from winnow.records import atomic_path
+from winnow.records import write_text
 
 WAIT_SECONDS = 1.0
 _held: set[Path] = set()
@@ -154,8 +154,7 @@ def _file_of(paths: ProjectPaths) -> Path:
 
 
 def _write(paths: ProjectPaths, process: str) -> None:
-    with atomic_path(_file_of(paths)) as temporary:
-        temporary.write_text(f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}", encoding="utf-8")
+    write_text(_file_of(paths), f"{process} {datetime.now().astimezone():%Y-%m-%d %H:%M}")
 
 
 def _read(path: Path) -> tuple[str, str] | None:

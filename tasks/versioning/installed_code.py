@@ -8,9 +8,9 @@ installed. `winnow run` writes those that have changed: a stage is stale exactly
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,9 +19,10 @@ from tasks.project.templates import template
 from winnow.config import Config
 from winnow.config.candidates import METHOD_SETTINGS
 from winnow.errors import WinnowError
-from winnow.records import atomic_path, sha256_of
+from winnow.records import sha256_of, write_text
 
 FOLDER = "code_digests"
+CANDIDATE = "candidate"
 METHOD_FILE = "winnow/compression/${item.method}.py"
 HEADER = "# Digests of winnow's code, by `winnow run`.\n"
 STAGES_HEADER = """\
@@ -39,7 +40,7 @@ def is_separate_project(root: Path) -> bool:
 
 def project_stages() -> str:
     """Return the text of a project's dvc.yaml: that of the repository, with code_digests/ in place of code files."""
-    document = _stages()
+    document = yaml.safe_load(template("stages.yaml"))
     for name, stage in document["stages"].items():
         settings = stage.get("do", stage)
         code = [f"{FOLDER}/{name}.yaml"]
@@ -47,11 +48,6 @@ def project_stages() -> str:
             code.append(f"{FOLDER}/${{item.method}}.yaml")
         settings["deps"] = [*(dep for dep in settings["deps"] if not _is_code(dep)), *code]
     return STAGES_HEADER + yaml.safe_dump(document, sort_keys=False, width=120)
-
-
-def _stages() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(template("stages.yaml"))
-    return document
 
 
 def _is_code(dep: str) -> bool:
@@ -63,7 +59,7 @@ def installed_digests() -> Mapping[str, Mapping[str, str]]:
     """Return name of a file in code_digests/ -> {code file: sha256}: a file for each step, and one for each method."""
     package = Path(winnow.__file__).parent
     digests = {}
-    for name, stage in _stages()["stages"].items():
+    for name, stage in yaml.safe_load(template("stages.yaml"))["stages"].items():
         deps = [dep for dep in stage.get("do", stage)["deps"] if _is_code(dep)]
         digests[name] = _digests(package, (dep for dep in deps if dep != METHOD_FILE))
     for method in METHOD_SETTINGS:
@@ -82,18 +78,28 @@ def _digests(package: Path, deps: Iterable[str]) -> dict[str, str]:
 
 def changed_code(root: Path, config: Config) -> dict[str, list[str]]:
     """Return stage -> code files that differ from those in code_digests/; {} where stages depend on code files."""
+    steps = [name for name in installed_digests() if name not in METHOD_SETTINGS and name != CANDIDATE]
+    return _changed_code(root, config, [*steps, *(f"{CANDIDATE}@{name}" for name in config.candidates)])
+
+
+def _changed_code(root: Path, config: Config, stages: Sequence[str]) -> dict[str, list[str]]:
     if not is_separate_project(root):
         return {}
-    changed = {name: _changed_files(root, name, digests) for name, digests in installed_digests().items()}
-    stages = {name: files for name, files in changed.items() if name in _stages()["stages"] and name != "candidate"}
-    for name, candidate in config.candidates.items():
-        stages[f"candidate@{name}"] = [*changed["candidate"], *changed[candidate.method]]
-    return {stage: files for stage, files in stages.items() if files}
+    names = {stage: _digest_names(stage, config) for stage in stages}
+    changed = {name: _changed_files(root, name) for name in dict.fromkeys(itertools.chain(*names.values()))}
+    files = {stage: [file for name in names[stage] for file in changed[name]] for stage in stages}
+    return {stage: changes for stage, changes in files.items() if changes}
 
 
-def _changed_files(root: Path, name: str, digests: Mapping[str, str]) -> list[str]:
-    known = _read(root / FOLDER / f"{name}.yaml")
-    return sorted(file for file in {*digests, *known} if digests.get(file) != known.get(file))
+def _digest_names(stage: str, config: Config) -> list[str]:
+    """Return the names of the files in code_digests/ on which a stage depends."""
+    step, _, candidate = stage.partition("@")
+    return [step, config.candidates[candidate].method] if candidate else [step]
+
+
+def _changed_files(root: Path, name: str) -> list[str]:
+    installed, known = installed_digests()[name], _read(root / FOLDER / f"{name}.yaml")
+    return sorted(file for file in {*installed, *known} if installed.get(file) != known.get(file))
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -113,13 +119,12 @@ def write_digests(root: Path) -> None:
     for name, digests in installed_digests().items():
         path = root / FOLDER / f"{name}.yaml"
         if _read(path) != digests:
-            with atomic_path(path) as temporary:
-                temporary.write_text(HEADER + yaml.safe_dump(dict(digests)), encoding="utf-8")
+            write_text(path, HEADER + yaml.safe_dump(dict(digests)))
 
 
 def check(root: Path, config: Config, stage: str) -> None:
     """Raise WinnowError where code_digests/ is not of the installed code: DVC would record the wrong one."""
-    if files := changed_code(root, config).get(stage):
+    if files := _changed_code(root, config, [stage]).get(stage):
         raise WinnowError(
             f"the installed winnow has other code for {stage} than {FOLDER}/ in {root} says ({', '.join(files[:3])}); "
             "`winnow run` updates it, and so does `winnow init --update` before `dvc repro`"

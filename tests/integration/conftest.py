@@ -107,12 +107,7 @@ def make_project(root: Path, home: Path) -> Project:
         else:
             shutil.copy(source, target)
     _disable_schedules(root / "prefect.yaml")
-    rng = np.random.default_rng(3)
-    for label, name in enumerate((*CLASSES, "unlabelled")):
-        folder = root / "photos" / name
-        folder.mkdir(parents=True)
-        for index in range(60 if label < len(CLASSES) else 20):
-            Image.fromarray(draw(label % len(CLASSES), (20, 24), rng)).save(folder / f"{index:02d}.png")
+    write_photos(root / "photos", (20, 24), "png")
     project = Project(root, home)
     project.set_params(run_params())
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
@@ -120,6 +115,16 @@ def make_project(root: Path, home: Path) -> Project:
             ["git", "-c", "user.name=Tests", "-c", "user.email=tests@localhost", *command], cwd=root, check=True
         )
     return project
+
+
+def write_photos(root: Path, size: tuple[int, int], suffix: str) -> None:
+    """Write 60 images of each class and 20 without a label; `size`: (height, width)."""
+    rng = np.random.default_rng(3)
+    for label, name in enumerate((*CLASSES, "unlabelled")):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for index in range(60 if label < len(CLASSES) else 20):
+            Image.fromarray(draw(label % len(CLASSES), size, rng)).save(folder / f"{index:02d}.{suffix}")
 
 
 def _disable_schedules(schedules: Path) -> None:

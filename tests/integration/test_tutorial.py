@@ -14,14 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from tests.closure import ROOT
-from tests.conftest import CLASSES, draw
-from tests.integration.conftest import run_params
+from tests.integration.conftest import run_params, write_photos
 from tests.wheel import build_wheel
 
 pytestmark = pytest.mark.slow
@@ -49,15 +46,6 @@ def shell(tmp_path: Path) -> dict[str, str]:
     }
     git = {f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return {**inherited, **git, "PATH": path, "PYTHONPATH": str(installed), "HOME": str(tmp_path / "home")}
-
-
-def write_photos(root: Path) -> None:
-    """Write 60 photographs of each class and 20 without a label."""
-    rng = np.random.default_rng(3)
-    for label, name in enumerate((*CLASSES, "unlabelled")):
-        (root / name).mkdir(parents=True)
-        for index in range(60 if label < len(CLASSES) else 20):
-            Image.fromarray(draw(label % len(CLASSES), (40, 48), rng)).save(root / name / f"{index:02d}.jpg")
 
 
 def make_quick(params: Path) -> None:
@@ -88,7 +76,7 @@ def server(command: str, folder: Path, shell: dict[str, str]) -> Iterator[None]:
 
 def test_every_command_of_the_tutorial_works_with_the_wheel_alone(tmp_path: Path, shell: dict[str, str]) -> None:
     photos, folder = tmp_path / "photos", tmp_path
-    write_photos(photos / "fruit")
+    write_photos(photos / "fruit", (40, 48), "jpg")
     shutil.copytree(photos / "fruit" / "disc", photos / "new")
     commands = tutorial_commands(photos)
     assert len(commands) > 12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import contextlib
 import os
 import shutil
 import subprocess
@@ -17,15 +16,15 @@ from tasks.project import gpu_slots
 from tasks.project.paths import ProjectPaths
 from tasks.project.templates import template
 from tasks.versioning import dvc_stages, installed_code
-from winnow.cli.params_editor import edit_document
+from winnow.cli.params_editor import edit_document, to_yaml
 from winnow.cli.progress import print_line
 from winnow.cli.suggested_settings import Setting, suggest_settings
-from winnow.config import Data, check_config
+from winnow.config import Data, check_config, load_config
 from winnow.config.data import ARCHIVES, TABLES
 from winnow.config.section import NO_FILE
 from winnow.data.survey import Survey, survey_images
 from winnow.errors import ConfigError, WinnowError
-from winnow.records import atomic_path
+from winnow.records import write_text
 
 FETCHED = "photos"
 """The folder inside the project into which images from S3 are copied."""
@@ -65,12 +64,12 @@ def update_project(paths: ProjectPaths) -> int:
     """Renew dvc.yaml and code_digests/ after an upgrade of winnow; params.yaml stays."""
     if not installed_code.is_separate_project(paths.root):
         raise ConfigError("this is winnow's own repository: its dvc.yaml needs no update")
-    changed = installed_code.changed_code(paths.root, check_config(_read_yaml(paths.root / "params.yaml")))
+    changed = installed_code.changed_code(paths.root, load_config(paths.root / "params.yaml"))
     for stage, files in changed.items():
         print_line(f"{stage}: {len(files)} code files have changed, {files[0]} is the first")
     stages = installed_code.project_stages()
     if (paths.root / "dvc.yaml").read_text(encoding="utf-8") != stages:
-        _write(paths.root / "dvc.yaml", stages)
+        write_text(paths.root / "dvc.yaml", stages)
         print_line("dvc.yaml is that of the installed version")
     installed_code.write_digests(paths.root)
     print_line(f"{len(changed)} steps are stale" if changed else "no step has other code than before")
@@ -124,7 +123,7 @@ def _params(settings: Sequence[Setting]) -> str:
             section = document
             for part in section_name.split("."):
                 section = section[part]
-            section[key] = setting.value
+            section[key] = to_yaml(setting.value)
             if setting.reason:
                 section.yaml_add_eol_comment(setting.reason, key)
 
@@ -151,7 +150,7 @@ def _write_files(root: Path, params: str) -> None:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             written.append(path)
-            _write(path, text)
+            write_text(path, text)
         installed_code.write_digests(root)
     except OSError as error:
         for path in written:
@@ -169,15 +168,6 @@ def _deployments() -> str:
         key, _, value = line.partition("entrypoint: ")
         lines.append(f"{key}entrypoint: {value.replace('/', '.').replace('.py:', '.')}" if value else line)
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _initialise_versioning(root: Path) -> str:
@@ -227,9 +217,8 @@ def _describe(root: Path, versioned: str, survey: Survey | None, settings: Seque
         )
     for setting in settings:
         print_line(f"  {setting.key}: {setting.value}" + (f"   # {setting.reason}" if setting.reason else ""))
-    with contextlib.suppress(ValueError):
-        root = Path(os.path.relpath(root))
-    steps = [f"cd {root}"] if root != Path() else []
+    folder = Path(os.path.relpath(root))
+    steps = [f"cd {folder}"] if folder != Path() else []
     if any(setting.key == "data.fetch" for setting in settings):
         steps.append("winnow fetch")
     elif survey is None:

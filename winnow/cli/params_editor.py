@@ -23,7 +23,7 @@ from winnow.config.key_listing import section_keys
 from winnow.config.pretrain import AUTO, resolve_method
 from winnow.config.weights import NO_WEIGHTS
 from winnow.errors import ConfigError
-from winnow.records import atomic_path
+from winnow.records import write_text
 
 STRING_TAG = "tag:yaml.org,2002:str"
 
@@ -49,8 +49,7 @@ def write_params(paths: ProjectPaths, after: str) -> None:
     check_files(check_config(yaml.safe_load(after), "params.yaml with these settings"), paths.root)
     if after == before:
         return
-    with atomic_path(path) as temporary:
-        temporary.write_text(after, encoding="utf-8")
+    write_text(path, after)
     changed = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "params.yaml", n=0, lineterm="")
     print_line("\n".join(line for line in changed if not line.startswith(("@@", "---"))))
 
@@ -171,7 +170,7 @@ def _assign(document: Any, assignment: str) -> None:
             if isinstance(child, str) and "method" in _known_keys(document, above[: depth + 1], child):
                 section[part] = child = {"method": child}  # a method that was named alone
             section = child
-    section[last] = _to_yaml(_parse_value(text.strip(), assignment))
+    section[last] = to_yaml(_parse_value(text.strip(), assignment))
 
 
 def _known_keys(document: Any, path: list[str], section: Any) -> list[str]:
@@ -199,7 +198,7 @@ def _parse_value(text: str, assignment: str) -> Any:
     return text if is_plain_text else value
 
 
-def _to_yaml(value: Any) -> Any:
+def to_yaml(value: Any) -> Any:
     """Return the value such that the file reads back the same: lists on one line, 1.0e-05, quotes around `on` and
     `1:30`.
     """
@@ -208,7 +207,7 @@ def _to_yaml(value: Any) -> Any:
     from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
     if isinstance(value, list):
-        items = CommentedSeq(map(_to_yaml, value))
+        items = CommentedSeq(map(to_yaml, value))
         items.fa.set_flow_style()
         return items
     if isinstance(value, float):

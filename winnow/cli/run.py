@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
         running_servers.check_prefect()
         running_servers.report_to_prefect(paths)
         watchdog.start(paths)  # it reads Prefect with the same password
-        with stage_processes.preloaded(paths.root) if stale else contextlib.nullcontext():
+        with stage_processes.preloaded(paths.root, is_needed=bool(stale)):
             # Imported here because it takes four seconds.
             from flows.pipeline import pipeline
             from flows.runtime import exit_on_stop

@@ -1,4 +1,4 @@
-"""Count the images of a source by class, and look at the size and mode of some, without decoding any."""
+"""Count the images of a source by class, and look at the size of some, without decoding any."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from winnow.data.image_items import Content
 from winnow.data.sources import open_source
 
 LOOKED_AT = 200
-"""Images whose size and mode are read."""
-GRAY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+"""Images whose size is read."""
 
 
 @dataclass(frozen=True)
 class Survey:
     """What a source holds."""
 
-    title: str
     labelled: dict[str, int]
     """Class -> number of labelled images that are not in a test set of the source."""
     unlabelled: int
@@ -32,8 +30,6 @@ class Survey:
     """Images in the test set that the source defines."""
     shorter_side: int
     """Median length in pixels of the shorter side, of the images that were looked at; 0 where none can be opened."""
-    is_gray: bool
-    """Whether all images that were looked at are gray."""
 
     @property
     def images(self) -> int:
@@ -47,7 +43,7 @@ def survey_images(data: Data, scratch: Path) -> Survey:
     source = open_source(data, scratch)
     looked_at = set(spread_indices(source.count, LOOKED_AT).tolist())
     labelled, unlabelled, test = dict.fromkeys(source.classes, 0), 0, 0
-    sides, modes = [], []
+    sides = []
     for index, item in enumerate(source.items()):
         if item.is_test:
             test += 1
@@ -55,19 +51,17 @@ def survey_images(data: Data, scratch: Path) -> Survey:
             unlabelled += 1
         else:
             labelled[source.classes[item.label]] += 1
-        if index in looked_at and (found := _size_and_mode(item.content)):
-            sides.append(min(found[0]))
-            modes.append(found[1])
-    side = int(statistics.median(sides)) if sides else 0
-    return Survey(source.title, labelled, unlabelled, test, side, bool(modes) and set(modes) <= set(GRAY_MODES))
+        if index in looked_at and (side := _shorter_side(item.content)):
+            sides.append(side)
+    return Survey(labelled, unlabelled, test, int(statistics.median(sides)) if sides else 0)
 
 
-def _size_and_mode(content: Content) -> tuple[tuple[int, int], str] | None:
-    """Return (width, height) and Pillow's mode from the header; None for a file that Pillow cannot open."""
+def _shorter_side(content: Content) -> int | None:
+    """Return the shorter side in pixels, from the header; None for a file that Pillow cannot open."""
     if isinstance(content, ValueError):
         return None
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.size, image.mode
+            return min(image.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

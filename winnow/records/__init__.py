@@ -4,7 +4,15 @@ files that are complete or absent.
 
 from __future__ import annotations
 
-from winnow.records.artifact_files import atomic_path, json_text, publish, read_json, sha256_of, write_json
+from winnow.records.artifact_files import (
+    atomic_path,
+    json_text,
+    publish,
+    read_json,
+    sha256_of,
+    write_json,
+    write_text,
+)
 from winnow.records.benchmark import BenchmarkDetails, BenchmarkRecord
 from winnow.records.candidate import CandidateDetails, CandidateRecord
 from winnow.records.card import CARD, CandidateCard, DeploymentCard
@@ -73,4 +81,5 @@ __all__ = [
     "this_machine",
     "write_json",
     "write_record",
+    "write_text",
 ]

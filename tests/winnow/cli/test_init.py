@@ -69,6 +69,14 @@ def test_images_inside_the_project_have_a_relative_path(photos: Path, tmp_path: 
     assert read_params(root)["data"]["path"] == "data/photos"
 
 
+@pytest.mark.parametrize("name", ["on", "1:30", "2024", "null"])
+def test_a_folder_whose_name_yaml_would_change_stays_text(photos: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "shop").mkdir()
+    shutil.move(photos, tmp_path / "shop" / name)
+    create_project(tmp_path / "shop", str(tmp_path / "shop" / name))
+    assert read_params(tmp_path / "shop")["data"]["path"] == name
+
+
 def test_a_table_of_labels_names_the_folder_beside_it(photos: Path, tmp_path: Path) -> None:
     table = photos / "labels.csv"
     rows = [f"{path.relative_to(photos).as_posix()},{path.parent.name}" for path in sorted(photos.glob("*/*"))]

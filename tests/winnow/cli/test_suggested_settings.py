@@ -13,7 +13,7 @@ CONFIG = load_config(ROOT / "params.yaml")
 
 
 def suggest(side: int, per_class: int = 5000, unlabelled: int = 0, has_gpu: bool = False) -> dict[str, Any]:
-    survey = Survey("photos", {"cat": per_class, "dog": per_class}, unlabelled, 0, side, is_gray=False)
+    survey = Survey({"cat": per_class, "dog": per_class}, unlabelled, 0, side)
     return {setting.key: setting.value for setting in suggest_settings(survey, CONFIG, has_gpu)}
 
 

@@ -26,7 +26,6 @@ def test_images_are_counted_by_class_and_split(image_folder: Path) -> None:
     assert survey.labelled == dict.fromkeys(CLASSES, 12)
     assert (survey.unlabelled, survey.test, survey.images) == (1, 0, 37)
     assert 40 <= survey.shorter_side <= 44
-    assert not survey.is_gray
 
 
 def test_images_of_a_test_set_are_apart(tmp_path: Path) -> None:
@@ -36,7 +35,7 @@ def test_images_of_a_test_set_are_apart(tmp_path: Path) -> None:
                 write(tmp_path / split / name / f"{index}.png", (64, 80), "L")
     survey = survey_images(settings(tmp_path), tmp_path)
     assert survey.labelled == {"cat": 3, "dog": 3}
-    assert (survey.test, survey.shorter_side, survey.is_gray) == (4, 64, True)
+    assert (survey.test, survey.shorter_side) == (4, 64)
 
 
 def test_damaged_images_do_not_count_for_the_size(tmp_path: Path) -> None:
