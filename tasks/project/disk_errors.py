@@ -1,4 +1,4 @@
-"""One message for the errors that libraries raise on a full or read-only disk: what is wrong, where, what to do.
+"""One message for the errors that libraries raise on a full or read-only disk, and for paths that cannot be.
 
 Python, NumPy, safetensors, ONNX, DVC and SQLite each raise another exception; some keep the system's error number,
 others only its text. The command line checks an unexpected error here before it shows a traceback.
@@ -7,6 +7,7 @@ others only its text. The command line checks an unexpected error here before it
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ DISK_FULL_TEXT = re.compile(
 READ_ONLY_TEXT = re.compile(r"Read-only file system|readonly database")
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM)
+PATH_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a path that someone has given: below a file, a folder in place of a file, too long, links in a circle."""
 
 
 MIN_FREE_BYTES = 64_000_000
@@ -38,9 +41,9 @@ def check_free_space(root: Path) -> None:
 
 
 def describe_disk_error(error: BaseException, root: Path) -> str | None:
-    """Return the message for an error caused by a full disk, a read-only disk or missing permissions; else None.
+    """Return the message for a full or read-only disk, missing permissions or an impossible path; else None.
 
-    `root`: the project's folder. Missing permissions count only where the error names a file.
+    `root`: the project's folder. Missing permissions and paths count only where the error names a file.
     """
     for cause in _causes(error):
         number = cause.errno if isinstance(cause, OSError) else None
@@ -57,6 +60,8 @@ def describe_disk_error(error: BaseException, root: Path) -> str | None:
         if number in PERMISSION_ERRNOS and filename:
             reason = "operation not permitted" if number == errno.EPERM else "permission denied"
             return f"{path}: {reason}; check that this account can read it, and write to {root}"
+        if number in PATH_ERRNOS and filename:
+            return f"{path} cannot be read or written ({os.strerror(number)}); choose another path"
     return None
 
 

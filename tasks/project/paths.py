@@ -78,11 +78,16 @@ class ProjectPaths:
 
 
 def check_files(config: Config, root: Path) -> None:
-    """Raise ConfigError with every file or folder that params.yaml names and that does not exist.
+    """Raise ConfigError with every file or folder that params.yaml names and that does not exist or holds the project.
 
-    DVC itself would only say "missing".
+    DVC itself would only say "missing", or name a file of its own.
     """
     problems = []
+    if root.resolve().is_relative_to((root / config.data.path).resolve()):
+        problems.append(
+            f"  data.path: {config.data.path!r} holds the project itself ({root}), with its results; put the images "
+            "into a folder of their own"
+        )
     if config.data.fetch == "none" and not (root / config.data.path).exists():
         problems.append(f"  data.path: {config.data.path!r} does not exist (looked for in {root})")
     if not (root / config.finetune.weights).is_file():
@@ -106,7 +111,7 @@ def check_files(config: Config, root: Path) -> None:
             f"`winnow check-host` creates it; for this machine, set it to {NO_FILE}"
         )
     if problems:
-        raise ConfigError("params.yaml names files that do not exist:\n" + "\n".join(problems))
+        raise ConfigError("params.yaml names files or folders that cannot be used:\n" + "\n".join(problems))
 
 
 def registered_model_name(config: Config) -> str:

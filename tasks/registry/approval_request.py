@@ -120,7 +120,7 @@ def answer_request(
     paths: ProjectPaths, model: str, version: ModelVersion, approve: bool, by: str, reason: str
 ) -> ApprovalRequest:
     """Store the answer. Raises WinnowError without an open request, or for a denial without a reason."""
-    request = parse_request(version)
+    request, reason = parse_request(version), reason.strip()
     if request is None or request.state == "approved":
         state = f"was approved already ({request.answer})" if request else "does not wait for approval"
         raise WinnowError(f"{version} of {model} {state}; `winnow promote` shows the champion")

@@ -87,8 +87,9 @@ def test_a_denial_is_kept(paths: ProjectPaths, config: Config) -> None:
     promote(paths, write_run(paths.root, "quick", {"quick": {"ballast": 400}}))
     next_config = write_next_run(paths, 0)
     assert promote(paths, next_config).waits is not None
-    with pytest.raises(WinnowError, match="needs a reason"):
-        approval_decision.decide(paths, next_config, False, "Ann", "", None)
+    for missing in ("", " ", "\n"):
+        with pytest.raises(WinnowError, match="needs a reason"):
+            approval_decision.decide(paths, next_config, False, "Ann", missing, None)
     result = approval_decision.decide(paths, next_config, False, "Ann", "wrong on cats", None)
     assert (result.alias, result.champion, result.is_new) == ("challenger", "1", False)
     assert "wrong on cats" in tag(paths, "2", "winnow.reason")

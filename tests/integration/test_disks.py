@@ -165,6 +165,12 @@ def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...])
             "/p/a cannot be written: the disk is mounted read-only",
         ),
         (sqlite3.OperationalError("attempt to write a readonly database"), "mounted read-only"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "/p/xxx"),
+            "/p/xxx cannot be .*; choose another path",
+        ),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/p/a.png/m"), "/p/a.png/m cannot be read or written"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/p/a"), "/p/a cannot be read or written"),
         (PermissionError(errno.EACCES, "Permission denied", "/p/a"), "/p/a: permission denied"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from winnow.api.argument_checks import check_classes, check_network
 from winnow.api.trained_networks import Teacher, checkpoint_folder
 from winnow.compression import run_method
 from winnow.compression.method_inputs import MethodInputs
@@ -128,8 +129,6 @@ def _compress(
     method: type[Candidate], network: Network, images: ImageSet, options: dict[str, Any]
 ) -> Network | OnnxNetwork:
     name = method.__name__.lower()
-    if not isinstance(network, Network):
-        raise ConfigError(f"{name}: an ONNX file cannot be compressed further; pass the network that it was made from")
     settings = dict(options)
     teacher, backbone = settings.pop("teacher", network), settings.pop("backbone", None)
     checkpoints, embeddings = settings.pop("checkpoints", None), settings.pop("embeddings", None)
@@ -137,6 +136,12 @@ def _compress(
     if issubclass(method, TrainedCandidate) or "recovery" in settings:
         settings["recovery"] = RECOVERY | settings.get("recovery", {})
     checked = check_settings(method, {"from": "dense", "method": name, **settings}, name)
+    check_network(network, name)
+    if method is not Probe:
+        for argument, given in ((name, network), ("teacher", teacher)):
+            check_classes(check_network(given, argument), images, argument)
+    if backbone is not None:
+        check_network(backbone, "backbone")
     if pseudo_labels_NC is not None:
         pseudo_labels_NC = np.asarray(pseudo_labels_NC, dtype=np.float32)
         _check_pseudo_labels(pseudo_labels_NC, checked, images, has_embeddings=embeddings is not None)

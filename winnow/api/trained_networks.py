@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.api.argument_checks import check_folder, check_network
 from winnow.config import (
     Data,
     DistillEmbeddings,
@@ -176,6 +177,7 @@ def finetune(
         raise ConfigError(f"finetune: winnow run alone uses {', '.join(unused)}; pass learning_rate, seed and network")
     raw = {"seeds": [seed], "learning_rates": [learning_rate], "weights": NO_FILE, **settings}
     checked = check_settings(Finetune, raw, "finetune")
+    check_network(network, "finetune")
     labelled = images.indices(TRAIN, labelled=True)
     if not len(labelled):
         raise DataError("no training image has a label, so there is nothing to fine-tune on")
@@ -229,7 +231,7 @@ def _weights_folder(cache: str | Path | None) -> Path:
 def checkpoint_folder(checkpoints: str | Path | None) -> Iterator[Path]:
     """Yield the folder of checkpoints, or a temporary one."""
     if checkpoints is not None:
-        yield Path(checkpoints)
+        yield check_folder(checkpoints, "checkpoints")
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)

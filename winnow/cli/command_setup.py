@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import click
 
@@ -96,6 +96,16 @@ def load_project_config(paths: ProjectPaths) -> Config:
     config = load_config(paths.root / "params.yaml")
     check_files(config, paths.root)
     return config
+
+
+class GivenPath(click.Path):
+    """A path that is not empty: an empty one would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if str(value) == "":
+            self.fail("an empty path; the current folder is .", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def handle_signals() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.command_setup import load_project_config, project_command
+from winnow.cli.command_setup import GivenPath, load_project_config, project_command
 from winnow.cli.progress import print_line
 from winnow.config import load_config
 from winnow.config.field_docs import field_docs
 from winnow.config.serving import ServingConfig
 
-PATH = click.Path(path_type=Path)
+PATH = GivenPath(path_type=Path)
 model_option = click.option(
     "--model", default="champion", show_default=True, help="Alias or version of the registered model."
 )

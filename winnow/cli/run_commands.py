@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.command_setup import error_messages, find_project, find_root, load_project_config, project_command
+from winnow.cli.command_setup import (
+    GivenPath,
+    error_messages,
+    find_project,
+    find_root,
+    load_project_config,
+    project_command,
+)
 from winnow.cli.progress import print_line
 from winnow.errors import ConfigError
 
@@ -32,7 +39,7 @@ def apply_settings(paths: ProjectPaths, settings: tuple[str, ...]) -> None:
 
 
 @click.command(epilog="Example: winnow init shop --from /photos/products")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), required=False)
+@click.argument("folder", type=GivenPath(file_okay=False, path_type=Path), required=False)
 @click.option(
     "--from",
     "images",

@@ -22,7 +22,7 @@ from winnow.cli.search_front import front_rows
 from winnow.cli.search_results import describe_verdict, print_front, runtime_note, write_files
 from winnow.cli.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config
-from winnow.config.candidates import NAME_PATTERN, NAME_RULE, RESERVED_NAMES
+from winnow.config.candidates import NAME_RULE, RESERVED_NAMES, is_candidate_name
 from winnow.errors import ConfigError, MissingExtra
 from winnow.hardware import cpu_flags, int8_sums_saturate
 from winnow.search.loop import SearchProgress, search
@@ -85,9 +85,9 @@ def run_search(paths: ProjectPaths, config: Config, name: str, add: str, pool: W
 
 def check_names(config: Config, name: str, add: str) -> None:
     """Raise ConfigError for an invalid name of a search or of candidates, before the search begins."""
-    for option, name_given in (("--name", name), ("--add", add)):
-        if name_given and not NAME_PATTERN.fullmatch(name_given):
-            raise ConfigError(f"{option} {name_given}: not a valid name, which consists of {NAME_RULE}")
+    for option, given in (("--name", name), *([("--add", add)] if add else [])):
+        if not is_candidate_name(given):
+            raise ConfigError(f"{option} {given!r}: not a valid name, which consists of {NAME_RULE}")
     taken_names = sorted({add, f"{add}-int8"} & {*config.candidates, *RESERVED_NAMES, ROOT, CONTROL})
     if taken_names:
         raise ConfigError(f"--add {add}: {', '.join(taken_names)} exists already; choose another name")

@@ -38,8 +38,9 @@ def search(paths: ProjectPaths, settings: tuple[str, ...], name: str, workers: i
 
     The section search: of params.yaml sets the space, the budget and the allowed loss of accuracy.
     """
-    from winnow.cli.search import WorkerPool, run_search
+    from winnow.cli.search import WorkerPool, check_names, run_search
 
+    check_names(load_config(paths.root / "params.yaml"), name, add)
     apply_settings(paths, settings)
     return run_search(paths, load_project_config(paths), name, add, WorkerPool(workers, scheduler))
 
@@ -58,16 +59,19 @@ def sensitivity(paths: ProjectPaths, name: str, share: float) -> int:
     return run_sensitivity(paths, load_config(paths.root / "params.yaml"), name, share)
 
 
+LARGEST_BATCH = 4096
+
+
 class _Counts(click.ParamType[tuple[int, ...]]):
-    """A list of counts: "1,8,64"."""
+    """A list of batch sizes: "1,8,64"."""
 
     name = "counts"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """Return the counts."""
         counts = tuple(int(part) if part.isdecimal() else 0 for part in value.split(","))
-        if min(counts) < 1:
-            self.fail(f"{value!r} is not a list of counts such as 1,8,64", param, ctx)
+        if min(counts) < 1 or max(counts) > LARGEST_BATCH:
+            self.fail(f"{value!r} is not a list of counts from 1 to {LARGEST_BATCH}, such as 1,8,64", param, ctx)
         return counts
 
 

@@ -135,7 +135,7 @@ PLAIN_MESSAGES = {
     "dict_type": "expected a section with keys of its own; see params.yaml as shipped",
 }
 """Messages for the pydantic error types whose own messages are about Python."""
-METHOD_POSITIONS = {"pretrain": 1, "candidates": 2, "finetune.unlabelled": 2}
+METHOD_POSITIONS = {"pretrain": 1, "candidates": 2, "finetune.unlabelled": 2, "unlabelled": 1}
 """The position of the method's name in an error's location; it is not a key of the file."""
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -207,7 +207,7 @@ def check_settings(section: type[SectionType], raw: dict[str, Any], where: str) 
 
 
 def _config_error(where: str, problems: list[tuple[str, str]]) -> ConfigError:
-    lines = "\n".join(f"  {path}: {message}" for path, message in problems)
+    lines = "\n".join(f"  {path}: {message}" if path else f"  {message}" for path, message in problems)
     count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
     return ConfigError(f"{where} has {count}:\n{lines}")
 
@@ -228,7 +228,8 @@ def _describe_problem(item: Any) -> tuple[str, str]:
     """Return (dotted path, message) of one of pydantic's errors."""
     keys, value, kind = list(item["loc"]), item["input"], item["type"]
     context = item.get("ctx", {})
-    position = METHOD_POSITIONS.get(".".join(map(str, keys[:2])), METHOD_POSITIONS.get(keys[0], len(keys)))
+    heads = (".".join(map(str, keys[:count])) for count in (2, 1))
+    position = next((METHOD_POSITIONS[head] for head in heads if head in METHOD_POSITIONS), len(keys))
     if len(keys) > position:
         del keys[position]
     path = ".".join(map(str, keys[:2] if keys[:2] == ["data", "labels_per_class"] else keys))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from winnow.config.backbones import has_feature_maps, is_prunable
 from winnow.config.candidates import (
     CONTROL,
-    NAME_PATTERN,
     NAME_RULE,
     RESERVED_NAMES,
     ROOT,
@@ -18,6 +17,7 @@ from winnow.config.candidates import (
     Probe,
     Prune,
     Quantize,
+    is_candidate_name,
 )
 
 
@@ -56,7 +56,7 @@ def tree_errors(
 
 
 def _name_errors(name: str) -> Iterator[str]:
-    if not NAME_PATTERN.fullmatch(name):
+    if not is_candidate_name(name):
         yield f"{name!r} is not a valid name; use {NAME_RULE}"
     if name in RESERVED_NAMES:
         yield f"{name!r} is the name of a step or its folder; choose another name, such as {name}-1"
@@ -66,6 +66,9 @@ def _name_errors(name: str) -> Iterator[str]:
 
 def _parent_errors(name: str, candidates: dict[str, Candidate]) -> Iterator[str]:
     """Yield the mistakes in a candidate's place in the tree, given that its parent exists."""
+    if _in_cycle(name, candidates):
+        yield f"{name!r} descends from itself; every chain must end at {ROOT!r}"
+        return
     candidate = candidates[name]
     parent = candidates.get(candidate.parent)
     if isinstance(parent, Quantize) and candidate.parent != ROOT:
@@ -77,8 +80,6 @@ def _parent_errors(name: str, candidates: dict[str, Candidate]) -> Iterator[str]
         yield f"{candidate.parent!r} is the frozen teacher, of which only int8 candidates are made; set from: dense"
     if isinstance(candidate, Prune | Factorize) and _has_low_rank(candidate.parent, candidates):
         yield f"{candidate.parent!r} is factorized already: prune first, then factorize"
-    if _in_cycle(name, candidates):
-        yield f"{name!r} descends from itself; every chain must end at {ROOT!r}"
 
 
 def _hint_errors(name: str, candidates: dict[str, Candidate], backbone: str | None, pretrained: bool) -> Iterator[str]:

@@ -24,6 +24,7 @@ BOMB_RATIO, BOMB_BYTES = 200, 1_000_000_000
 """Limits against decompression bombs: an archive may not unpack to more than both. Images hardly compress."""
 ENCRYPTED_FLAG = 0x1
 READ_ERRORS = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, lzma.LZMAError, zlib.error, NotImplementedError)
+OUTSIDE = "its path points outside the archive"
 HEADER_BYTES = 1_000_000
 """The largest accepted header; one that holds long names is far shorter."""
 METADATA_TYPES = (
@@ -152,7 +153,7 @@ def _find_problem(name: str, size: int, problem: str) -> str:
     """Return why a member cannot be used: its path, its size, or else `problem`; "" where it can."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        return "its path points outside the archive"
+        return OUTSIDE
     if size > MAX_FILE_BYTES:
         return f"{size:,} bytes are more than {MAX_FILE_BYTES:,}"
     return problem

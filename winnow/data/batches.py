@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from winnow.errors import DataError
 from winnow.random_streams import stream_seed
 
 LABELLED_SHARE = 1 / 8
@@ -44,7 +45,7 @@ class Batches:
         seed: int,
     ) -> None:
         if len(indices) == 0:
-            raise ValueError("no images to train on")
+            raise DataError("no image is in the training split, so there is nothing to train on; add images")
         self.images_NHWC, self.labels_N, self.indices = images_NHWC, labels_N, indices
         self.batch_size, self.seed = batch_size, seed
         self._epoch_order = lru_cache(maxsize=4)(self._draw_order)

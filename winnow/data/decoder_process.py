@@ -33,7 +33,12 @@ class DecoderProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = context.Pipe()
         self._process = context.Process(target=_run_worker, args=(worker_pipe, self._sides), daemon=True)
-        self._process.start()
+        # Ctrl-C reaches the whole process group: a new process ignores it even before it can say so.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._has_started = False
         worker_pipe.close()
 
@@ -81,7 +86,7 @@ class DecoderProcess:
 
 def _run_worker(pipe: Connection, sides: DecodeSettings) -> None:
     """Report readiness, then decode chunks from the pipe until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     pipe.send("ready")
     while True:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from winnow.data.archives import Member, iter_members
+from winnow.data.archives import OUTSIDE, Member, iter_members
 from winnow.data.folder_layout import Branch, FolderLevels, Layout
 from winnow.data.image_items import Content
 from winnow.data.special_files import linked_folder_message
@@ -47,7 +47,10 @@ class Tree(FolderLevels, Protocol):
         """Yield the images of a layout's branches, or all of them."""
 
     def unusable_images(self, layout: Layout | None = None) -> list[tuple[str, str]]:
-        """Return (name, reason) of the images that `images` leaves out."""
+        """Return (name, reason) of the images that `images` leaves out and `count` counts."""
+
+    def outside_images(self) -> list[tuple[str, str]]:
+        """Return (name, reason) of the images whose path points outside the tree; they are in no folder of it."""
 
 
 class Folder:
@@ -101,6 +104,10 @@ class Folder:
         """Return an empty list: a file that cannot be read is rejected when it is decoded."""
         return []
 
+    def outside_images(self) -> list[tuple[str, str]]:
+        """Return an empty list: no file of a folder is outside it."""
+        return []
+
 
 class Archive:
     """A zip or tar, listed once on creation. A single folder that wraps all others is ignored."""
@@ -108,12 +115,16 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
         self._unusable: list[tuple[tuple[str, ...], str]] = []
+        self._outside: list[tuple[str, str]] = []
         images: Counter[tuple[str, ...]] = Counter()
         others: Counter[tuple[str, ...]] = Counter()
         self._skipped: Counter[str] = Counter()
         for member in iter_members(path):
             if hidden := _hidden_folder(member):
                 self._skipped[hidden] += 1
+            elif member.problem == OUTSIDE:
+                if not is_companion_file(member.parts[-1]):
+                    self._outside.append(("/".join(member.parts), OUTSIDE))
             elif member.parts:
                 counts = others if is_companion_file(member.parts[-1]) else images
                 counts[member.parts[:-1][:COUNTED_LEVELS]] += 1
@@ -156,12 +167,16 @@ class Archive:
         return self._skipped
 
     def unusable_images(self, layout: Layout | None = None) -> list[tuple[str, str]]:
-        """Return the members that are links, encrypted, too large, or point outside the archive."""
+        """Return the members that are links, encrypted or too large."""
         return [
             ("/".join(parts), problem)
             for parts, problem in self._unusable
             if not layout or layout.branch_of(self._unwrap(parts[:-1]))
         ]
+
+    def outside_images(self) -> list[tuple[str, str]]:
+        """Return the members whose path points outside the archive."""
+        return list(self._outside)
 
     def _unwrap_counts(self, counts: Counter[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
         """Return the counts by folders without the one that wraps them."""

@@ -164,9 +164,9 @@ def list_classes(shape: FolderLevels, layout: Layout, images: Mapping[Branch, in
         hint = f"; if {where}/{parts[0]} holds the class folders, set data.path to it" if has_subfolders else ""
         raise DataError(f"{where}: only one class ({printable(classes[0])}), a classifier needs two{hint}; {expected}")
     if unlabelled_names := sorted({"unlabelled", "unlabeled"} & set(classes)):
-        raise DataError(
-            f"{where}: {unlabelled_names[0]}/ would be a class; if it holds unlabelled images, set data.unlabelled"
-        )
+        parts = next(branch.parts for branch in filled if branch.name == unlabelled_names[0])
+        remedy = f"move it beside {parts[0]}/" if len(parts) > 1 else "set data.unlabelled to this name"
+        raise DataError(f"{where}: {'/'.join(parts)}/ would be a class; if it holds unlabelled images, {remedy}")
     return tuple(classes)
 
 

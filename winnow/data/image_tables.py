@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.data.image_items import Content, Item
-from winnow.data.label_table import cell_texts, column_positions, ordered_classes
+from winnow.data.label_table import NO_LABEL, cell_texts, column_positions, ordered_classes
 from winnow.data.split_names import is_test_row
 from winnow.errors import DataError
 from winnow.printable import printable
@@ -85,7 +85,8 @@ def _read_rows(file: Path, batches: Iterator[Any], columns: list[str | None], cl
             _, label, split, group = cell_texts(("", *row))
             if class_names and label.isdecimal() and int(label) < len(class_names):
                 label = class_names[int(label)]
-            labels.append(-1 if not label or label == "-1" else numbers.setdefault(label, len(numbers)))
+            is_unlabelled = not label or (class_names and label == NO_LABEL)
+            labels.append(-1 if is_unlabelled else numbers.setdefault(label, len(numbers)))
             tests.append(is_test_row(split, file, len(labels)))
             groups.append(group)
     classes, order = ordered_classes(file, numbers)

@@ -7,8 +7,9 @@
 
 Paths are relative to the folder (or absolute, inside it), with / or, from Windows, \\. CSV may be separated by comma,
 semicolon or tab, begin with Excel's line `sep=;`, and have a space after each separator. Integer labels written as 0.0
-and 1.0 (pandas does so in columns with empty cells) are 0 and 1; a label in two Unicode forms is one. Only the columns
-in use are read, row by row; memory holds one entry for each path.
+and 1.0 (pandas does so in columns with empty cells) are 0 and 1; a label in two Unicode forms is one. Among labels that
+count classes from 0, -1 stands for no label, as in scikit-learn and Hugging Face's data sets. Only the columns in use
+are read, row by row; memory holds one entry for each path.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ EXCEL_SEPARATOR = re.compile(r'"?sep=([,;\t])"?', re.IGNORECASE)
 """A first line that tells Excel the separator."""
 INTEGER = re.compile(r"-?\d+(\.0*)?")
 MAX_SHOWN = 10
+NO_LABEL = "-1"
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,23 @@ def read_labels(file: Path, folder: Path) -> LabelTable:
 def ordered_classes(file: Path, numbers: Mapping[str, int]) -> tuple[tuple[str, ...], dict[int, int]]:
     """Return the classes, sorted, and the position of each number that `numbers` gives a label; -1 maps to -1.
 
-    Raises DataError where there are fewer than two classes.
+    The label -1 has position -1 where it stands for no label. Raises DataError where there are fewer than two classes.
     """
     class_names = normalize_integer_labels(numbers)
-    classes = tuple(sorted(set(class_names.values())))
+    names = set(class_names.values())
+    classes = tuple(sorted(names - {NO_LABEL} if _has_no_label(names) else names))
     if len(classes) < 2:
         raise DataError(f"{file}: labels of {len(classes)} classes, a classifier needs two")
-    positions = {name: position for position, name in enumerate(classes)}
+    positions = {name: position for position, name in enumerate(classes)} | (
+        {} if NO_LABEL in classes else {NO_LABEL: -1}
+    )
     return classes, {number: positions[class_names[label]] for label, number in numbers.items()} | {-1: -1}
+
+
+def _has_no_label(names: set[str]) -> bool:
+    """Return whether NO_LABEL is no class: the others count classes from 0. Of -1 and 1 alone, both are classes."""
+    others = names - {NO_LABEL}
+    return len(others) >= 2 and all(name.isdecimal() for name in others)
 
 
 def normalize_integer_labels(names: Iterable[str]) -> dict[str, str]:
@@ -153,9 +164,25 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, str, str, str]]:
 
 
 def cell_texts(values: Iterable[Any]) -> tuple[str, str, str, str]:
-    """Return path, label, split and group of a row as text; "" for an empty or NaN cell."""
-    path, label, split, group = ("" if value is None or value != value else str(value) for value in values)
+    """Return path, label, split and group of a row as text; "" for an empty or NaN cell.
+
+    Raises DataError for a cell that is no text or number.
+    """
+    path, label, split, group = map(_cell_text, values)
     return path, normalize_unicode(label.strip()), split.strip(), normalize_unicode(group.strip())
+
+
+def _cell_text(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, list | dict):
+        raise DataError(f"a cell of the table holds {str(value)[:60]}, where one value is needed: one label per image")
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"a cell of the table holds bytes that are no UTF-8 text: {value[:30]!r}") from None
+    return str(value)
 
 
 def column_positions(file: Path, header: list[str]) -> tuple[int, int, int, int]:

@@ -134,8 +134,9 @@ def open_tree(tree: Tree, title: str, unlabelled: str = "unlabelled") -> Source:
             assert branch is not None
             yield Item(printable(image.name), numbers.get(branch.name, -1), branch.is_test, image.content())
 
-    missing = _printable(tree.unusable_images(layout))
-    count = sum(images.values()) - len(missing)
+    unusable = tree.unusable_images(layout)
+    count = sum(images.values()) - len(unusable)
+    missing = _printable([*unusable, *tree.outside_images()])
     warnings = layout_warnings(tree, layout, classes)
     return Source(title, tuple(map(printable, classes)), count, items, ignored, warnings, missing)
 
@@ -150,7 +151,7 @@ def open_labelled(tree: Tree, title: str, labels: LabelTable) -> Source:
             f"{labels.file} lists none of the {count} images in {tree.where}: its paths must be relative to that; "
             f"the first are {', '.join(list(labels.rows)[:3])}"
         )
-    unusable = tree.unusable_images()
+    unusable = [*tree.unusable_images(), *tree.outside_images()]
     absent: set[str] = set()
     if listed < len(labels.rows):
         absent = (

@@ -9,6 +9,7 @@ check_host.py, check/    times the model, or all candidates, on the target machi
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,15 @@ def export_host_check(out: Path, check: HostCheck, image_size: int) -> None:
 
 
 def _check_destination(out: Path) -> None:
-    """Raise DataError where `out` exists and is neither an empty folder nor an earlier export."""
-    if not out.exists() or (out.is_dir() and _is_export(out)):
-        return
-    raise DataError(f"{out} exists and holds something else; name a new or empty folder")
+    """Raise DataError where `out` cannot be made, or exists and is neither an empty folder nor an earlier export."""
+    try:
+        if out.exists() and not (out.is_dir() and _is_export(out)):
+            raise DataError(f"{out} exists and holds something else; name a new or empty folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent):
+            pass
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"{out} cannot be made ({error.strerror}: {error.filename}); name another folder") from error
 
 
 def _is_export(out: Path) -> bool:

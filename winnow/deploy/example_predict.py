@@ -12,11 +12,15 @@ import struct
 import sys
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that change the direction of the text after them."""
+MAX_PIXELS = 100_000_000
 HERE = Path(__file__).resolve().parent
 PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, RuntimeError),
@@ -28,7 +32,11 @@ PILLOW_ERRORS = (
 def load_pixels(path: str, card: dict[str, Any]) -> Any:
     """Return pixels uint8 (S, S, 3): upright, 8 bits a channel, resized by the card's policy."""
     side, policy = card["image_size"], card.get("resize", "crop")
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError("not a file")  # opening a named pipe waits for ever
     with Image.open(path) as original:
+        if original.width * original.height > MAX_PIXELS:
+            raise ValueError(f"{original.width}x{original.height} pixels are more than {MAX_PIXELS:,}")
         image = _to_rgb(original, ImageOps.exif_transpose(original), card.get("bits", 16))
     width, height = image.size
     if policy == "pad":
@@ -76,13 +84,19 @@ def main(paths: list[str]) -> int:
         try:
             pixels = load_pixels(path, card)
         except PILLOW_ERRORS as error:
-            print(f"{path}: cannot be used ({error})", file=sys.stderr)
+            print(f"{_printable(path)}: cannot be used ({_printable(str(error))})", file=sys.stderr)
             status = 2
             continue
         logits = session.run(None, {"pixels": pixels[None]})[0][0].astype(np.float64) / card.get("temperature", 1)
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        print(f"{path}\t{card['classes'][probabilities.argmax()]}\t{probabilities.max():.4f}")
+        name = card["classes"][probabilities.argmax()]
+        print(f"{_printable(path)}\t{_printable(name)}\t{probabilities.max():.4f}")
     return status
+
+
+def _printable(text: str) -> str:
+    """Return text on one line, with control characters, which a terminal would obey, as escapes."""
+    return "".join(ascii(c)[1:-1] if c in BIDI or category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
 def _use_utf8(stream: Any) -> None:

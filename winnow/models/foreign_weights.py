@@ -40,6 +40,8 @@ BATCH_COUNTER = ".num_batches_tracked"
 RESNET_STEM = "conv1.weight"
 """The first layer of torchvision's ResNets, which is smaller for small images."""
 PREFIXES = ("module.", "model.", "backbone.", "encoder.")
+PARAMETERS = ("weight", "bias", "gamma", "running_mean", "running_var")
+"""Last parts of the names of tensors by which a network computes; others, such as masks, may be rebuilt."""
 
 
 def load_foreign_backbone(path: Path, architecture: Architecture, load_seconds: float = LOAD_SECONDS) -> State:
@@ -59,7 +61,8 @@ def fill_backbone(model: nn.Module, state: State, path: Path, architecture: Arch
     Raises ArtifactError where the file does not hold this backbone.
     """
     network = without_adapter(model)
-    expected = backbone_state(network, head_path(network))
+    head = head_path(network)
+    expected = backbone_state(network, head)
     state = strip_prefixes(state, expected)
     state |= {name: value for name, value in expected.items() if name not in state and name.endswith(BATCH_COUNTER)}
     missing = [name for name in expected if name not in state]
@@ -70,6 +73,7 @@ def fill_backbone(model: nn.Module, state: State, path: Path, architecture: Arch
     }
     if missing or mismatched:
         raise ArtifactError(f"{path} {_mismatch_message(architecture, len(expected), missing, mismatched)}")
+    check_all_used(state, expected, head, path, architecture.backbone)
     load_state(network, {name: state[name] for name in expected}, strict=False)
 
 
@@ -84,6 +88,12 @@ def _mismatch_message(
         f"{name} is {file_shape} in the file and {network_shape} in the network"
         for name, (file_shape, network_shape) in mismatched.items()
     ]
+    first, others = next(iter(mismatched.items()), ("", ((), ()))), len(mismatched) - 1
+    if not missing and others == 0 and _differs_by_channels(*first[1]):
+        return (
+            f"holds a {architecture.backbone} for images of {first[1][0][1]} channels ({shapes[0]}); winnow's images "
+            f"have 3. Sum or repeat the weights of {first[0]} over the channels, and save the file again"
+        )
     if not missing and list(mismatched) == [RESNET_STEM]:
         return (
             f"holds a {architecture.backbone} whose first layer does not fit: {shapes[0]}. Networks for images of up "
@@ -100,6 +110,37 @@ def _mismatch_message(
     )
 
 
+def _differs_by_channels(file_shape: tuple[int, ...], network_shape: tuple[int, ...]) -> bool:
+    """Return whether a first convolution takes other channels than the network's 3: gray or multispectral images."""
+    if len(file_shape) != 4 or len(network_shape) != 4:
+        return False
+    return network_shape[1] == 3 and file_shape[1] != 3 and file_shape[0] == network_shape[0]
+
+
+def check_all_used(state: State, expected: State, head: str, path: Path, backbone: str) -> None:
+    """Raise ArtifactError where the file's backbone has parameters that this one lacks: it is a deeper network.
+
+    All tensors of a ResNet-18 are in the file of a ResNet-34, too. Tensors of heads, and of parts that this network
+    does not have at all, do not count. `expected`: the tensors of the network; `head`: the path of its head.
+    """
+    parts = {name.partition(".")[0] for name in expected}
+    head_parts = (f"{head}.", f"{head.rpartition('.')[0] or head}.")
+    unused = [
+        name
+        for name in state
+        if name not in expected
+        and name.partition(".")[0] in parts
+        and name.rpartition(".")[2] in PARAMETERS
+        and not name.startswith(head_parts)
+    ]
+    if unused:
+        listing = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        raise ArtifactError(
+            f"{path} holds a larger network than {backbone}, which has no place for {len(unused)} of its tensors "
+            f"({listing}); set the backbone to the network that the file was made from"
+        )
+
+
 def strip_prefixes(state: State, expected: State) -> State:
     """Strip the name prefixes that training frameworks add, but not the network's own."""
     for prefix in PREFIXES:
@@ -112,10 +153,11 @@ def strip_prefixes(state: State, expected: State) -> State:
 def read_tensors(path: Path, load_seconds: float = LOAD_SECONDS) -> State:
     """Return the tensors in a .safetensors or .pth file.
 
-    Raises ArtifactError where the file is missing, damaged or slow to load, or holds more than tensors.
+    Raises ArtifactError where the file is missing, damaged or slow to load, holds more than tensors, or values by which
+    no network can compute.
     """
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _check_values(_read_safetensors(path), path)
     try:
         seconds = load_seconds + path.stat().st_size / BYTES_PER_SECOND
     except OSError as error:
@@ -123,7 +165,20 @@ def read_tensors(path: Path, load_seconds: float = LOAD_SECONDS) -> State:
     with tempfile.TemporaryDirectory() as scratch:
         converted = Path(scratch) / "converted.safetensors"
         _convert_pickle(path, converted, seconds)
-        return _read_safetensors(converted)
+        return _check_values(_read_safetensors(converted), path)
+
+
+def _check_values(state: State, path: Path) -> State:
+    """Return the state. Raises ArtifactError for values that are not finite, and for variances below 0."""
+    for name, value in state.items():
+        is_finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
+        if not is_finite or (name.endswith("running_var") and bool((value < 0).any())):
+            problem = "a variance below 0" if is_finite else "values that are not finite numbers"
+            raise ArtifactError(
+                f"{path}: {name} has {problem}, so no network can compute with it; the training that wrote the file "
+                "has failed, or the file is damaged. Use an earlier checkpoint, or choose other weights"
+            )
+    return state
 
 
 def _convert_pickle(path: Path, out: Path, seconds: float) -> None:

@@ -11,7 +11,7 @@ from winnow.config.backbones import TIMM
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import Architecture
 from winnow.models.classifier_head import backbone_state, head_path
-from winnow.models.foreign_weights import BATCH_COUNTER, State, read_tensors, strip_prefixes
+from winnow.models.foreign_weights import BATCH_COUNTER, State, check_all_used, read_tensors, strip_prefixes
 from winnow.models.input_adapter import without_adapter
 from winnow.models.known_weights import NOT_STATED, KnownWeights
 from winnow.models.state_loading import load_state
@@ -58,7 +58,8 @@ def fill_timm_network(model: nn.Module, architecture: Architecture, name: str, t
     tensors of the backbone, except batch counters.
     """
     network = without_adapter(model)
-    expected = backbone_state(network, head_path(network))
+    head = head_path(network)
+    expected = backbone_state(network, head)
     tensors = strip_prefixes(tensors, expected)
     if not tensors:
         raise ArtifactError(f"{file} holds no tensors; choose a file of timm's {name}")
@@ -73,6 +74,8 @@ def fill_timm_network(model: nn.Module, architecture: Architecture, name: str, t
             f"{file} does not hold a {name} of timm: {len(missing)} of {len(expected)} tensors are not in the file "
             f"({listing}); set the backbone to the network that the file was made from"
         )
+    if expected.keys() <= tensors.keys():  # timm has not converted the names
+        check_all_used(tensors, expected, head, file, TIMM + name)
     load_state(network, {key: filled[key] for key in expected}, strict=False)
 
 

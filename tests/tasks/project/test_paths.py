@@ -50,12 +50,19 @@ def test_files_named_in_params_yaml_must_exist(tmp_path: Path) -> None:
     assert "finetune.weights: 'data/none' is not a file" in message  # both at once
     (tmp_path / "photos").mkdir()
     (tmp_path / "data" / "none").mkdir(parents=True)  # a folder is no file
-    with pytest.raises(ConfigError, match=r"names files that do not exist:\n  finetune\.weights"):
+    with pytest.raises(ConfigError, match=r"files or folders that cannot be used:\n  finetune\.weights"):
         check_files(config(), tmp_path)
     (tmp_path / "data" / "none").rmdir()
     (tmp_path / "data" / "none").touch()
     check_files(config(), tmp_path)
     check_files(config(path=str(tmp_path / "photos")), tmp_path)
+
+
+@pytest.mark.parametrize("path", [".", "..", "photos/..", "/"])
+def test_a_folder_of_images_may_not_hold_the_project(tmp_path: Path, path: str) -> None:
+    """DVC would hash the project's own results, or stop at a file of its own."""
+    with pytest.raises(ConfigError, match=r"data\.path: .* holds the project itself .*a folder of their own"):
+        check_files(config(path=path), tmp_path)
 
 
 @pytest.mark.parametrize("key", ["teacher.weights", "pretrain.start"])

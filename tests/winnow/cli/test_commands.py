@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from winnow.cli.main import cli, main
+from winnow.cli.main import CONTEXT, cli, main
 from winnow.config.field_docs import field_docs
 from winnow.config.serving import ServingConfig
 
@@ -44,7 +44,7 @@ def test_every_command_shows_an_example_that_it_accepts(name: str) -> None:
     command = COMMANDS[name]
     words = shlex.split((command.epilog or "").partition(f"winnow {name}")[2], comments=False)
     assert command.epilog.startswith("Example: ")
-    command.make_context(name, words)  # raises for unknown options and invalid values
+    command.make_context(name, words, **CONTEXT)  # raises for unknown options and invalid values
 
 
 def test_settings_of_the_server_are_its_options() -> None:
@@ -55,7 +55,7 @@ def test_settings_of_the_server_are_its_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep", "--batches", "1,a"], "'1,a' is not a list of counts such as 1,8,64"),
+        (["sweep", "--batches", "1,a"], "'1,a' is not a list of counts from 1 to 4096"),
         (["predict"], "Missing argument 'PATH...'"),
         (["deny"], "Missing option '--reason'"),
         (["nothing"], "No such command 'nothing'"),
@@ -72,6 +72,26 @@ def test_a_mistake_is_explained_with_status_2(
         main(arguments)
     assert exc_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "--batches", "99999999"], "not a list of counts from 1 to 4096"),
+        (["predict", ""], "an empty path; the current folder is ."),
+        (["predict", "a.png", "--out", ""], "an empty path"),
+        (["export", ""], "an empty path"),
+        (["init", ""], "an empty path"),
+        (["label", "suggest", "--out", ""], "an empty path"),
+    ],
+)
+def test_values_that_no_command_takes_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exc_info:
+        main(arguments)
+    assert exc_info.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("options", [[], ["--role", "reader", "--remove"]])

@@ -146,7 +146,7 @@ def test_values_are_yaml(paths: ProjectPaths, assignment: str, value: object) ->
         (["finetune.learning_rates=[1e-1]"], "YAML reads 1e-1 as text"),
         (["data.path=2024", "data.source=folder"], r"data\.path: .*found 2024"),
         (["candidates.pruned-int8.from=dense-int8"], r"candidates\.pruned-int8\.from: 'dense-int8' is quantized"),
-        (["data.source=folder", "data.path=/typo"], r"do not exist:\n  data\.path: '/typo' does not exist"),
+        (["data.source=folder", "data.path=/typo"], r"cannot be used:\n  data\.path: '/typo' does not exist"),
         (["finetune.weights=mine.pth"], r"finetune\.weights: 'mine\.pth' is not a file"),
         (["data=photos"], r"these settings has 1 mistake:\n  data: "),
     ],

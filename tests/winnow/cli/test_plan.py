@@ -113,7 +113,7 @@ def test_steps_are_forecast_by_what_they_count(forecasts: dict[str, Forecast]) -
     for forecast in forecasts.values():
         assert 0 < forecast.seconds < 600
         assert 50 < forecast.memory_mb < 10_000
-    assert forecasts["ingest"].disk_mb == pytest.approx(320 * (16 * 16 * 3 + 60) / 1e6)
+    assert forecasts["ingest"].disk_mb == pytest.approx(320 * (16 * 16 * 3 + 18 * 18 * 3 + 60) / 1e6)
     assert forecasts["pretrain"].basis.startswith("12 steps of 32 images at ")
     assert forecasts["finetune"].basis.startswith("4 trainings: 96 steps of 32 images at ")
 

@@ -248,6 +248,7 @@ def test_the_parent_key_is_from() -> None:
     [
         ({"x": INT8 | {"from": "y"}}, {"candidates.x.from": "no candidate is called 'y'; valid: dense, x"}),
         ({"x": PRUNE | {"from": "x"}}, {"candidates.x.from": "'x' descends from itself"}),
+        ({"x": INT8 | {"from": "x"}}, {"candidates.x.from": "'x' descends from itself"}),
         (
             {"x": PRUNE | {"from": "y"}, "y": PRUNE | {"from": "x"}, "z": INT8 | {"from": "x"}},
             {"candidates.x.from": "'x' descends from itself", "candidates.y.from": "'y' descends from itself"},

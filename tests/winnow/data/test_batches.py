@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from winnow.data.batches import Batches
+from winnow.errors import DataError
 from winnow.random_streams import stream_seed
 
 
@@ -60,5 +61,5 @@ def test_shape_type_and_layout() -> None:
 
 
 def test_no_images_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no images to train on"):
+    with pytest.raises(DataError, match="no image is in the training split"):
         make_batches(indices=np.array([], np.int64))

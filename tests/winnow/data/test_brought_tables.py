@@ -173,3 +173,54 @@ def test_an_unsupported_image_column_is_one_short_message(tmp_path: Path) -> Non
             open_parquet(tmp_path, {"image": images, "label": [0, 1]})
         assert "its column image holds " in str(exc_info.value)
         assert len(str(exc_info.value)) < 300
+
+
+def labels_by_kind(kind: str, tmp_path: Path, labels: list[Any]) -> list[str | None]:
+    """Return the class of each image, None for no label, as a table of this kind is read."""
+    paths = [f"{number}.png" for number in range(len(labels))]
+    content = [FILES[number % len(FILES)] for number in range(len(labels))]
+    for path, data in zip(paths, content, strict=True):
+        (tmp_path / path).write_bytes(data)
+    if kind == "csv":
+        text = "path,label\n" + "".join(f"{path},{label}\n" for path, label in zip(paths, labels, strict=True))
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+        source = open_source(
+            Data(source="folder", labels_per_class="all", path=str(tmp_path), labels=str(tmp_path / "t.csv")), tmp_path
+        )
+    else:
+        source = open_parquet(
+            tmp_path, {"image" if "images" in kind else "path": content if "images" in kind else paths, "label": labels}
+        )
+    return [source.classes[item.label] if item.label >= 0 else None for item in source.items()]
+
+
+KINDS = ["csv", "parquet of paths", "parquet of images"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([0, 1, -1, 1], ["0", "1", None, "1"]),
+        ([2.0, 10.0, -1.0, 10.0], ["2", "10", None, "10"]),
+        ([-1, 1, -1, 1], ["-1", "1", "-1", "1"]),
+        ([-2, -1, 1, 1], ["-2", "-1", "1", "1"]),
+        (["-1", "cat", "dog", "cat"], ["-1", "cat", "dog", "cat"]),
+    ],
+)
+def test_minus_one_among_numbers_stands_for_no_label(
+    tmp_path: Path, kind: str, labels: list[Any], classes: list[str | None]
+) -> None:
+    """Of -1 and 1 alone both are classes, as in many tables of two classes."""
+    assert labels_by_kind(kind, tmp_path, labels) == classes
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_labels_as_bytes_are_text(tmp_path: Path, kind: str) -> None:
+    assert labels_by_kind(kind, tmp_path, ["café".encode(), b"dog", b"", b"dog"]) == ["café", "dog", None, "dog"]
+    for labels, message in (
+        ([b"\xff", b"a"], "bytes that are no UTF-8 text"),
+        ([["cat"], ["dog"]], "one label per image"),
+    ):
+        with pytest.raises(DataError, match=message):
+            labels_by_kind(kind, tmp_path, labels)

@@ -130,7 +130,8 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
         ((*SPLIT_FOLDERS, "test/bird/d.jpg"), r"test/ has classes that train/ lacks: bird"),
         (("test/cat/a.jpg", "test/dog/b.jpg", "bird/c.jpg"), r"no train/ beside it does"),
         ((*SPLIT_FOLDERS, "bird/d.jpg"), r"there is also bird; move class folders into train/"),
-        ((*CLASS_FOLDERS, "unlabeled/d.jpg"), r"unlabeled/ would be a class"),
+        ((*CLASS_FOLDERS, "unlabeled/d.jpg"), r"unlabeled/ would be a class; .*set data\.unlabelled to this name"),
+        ((*SPLIT_FOLDERS, "train/unlabelled/d.jpg"), r"train/unlabelled/ would be a class; .*move it beside train/"),
     ],
 )
 def test_invalid_folders_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -317,10 +318,11 @@ def test_an_archive_is_read_like_a_folder(
 
 @pytest.mark.parametrize(("pack", "name"), PACKERS)
 def test_members_outside_the_archive_are_rejected(tmp_path: Path, pack: Any, name: str) -> None:
-    outside = {"cat/../../etc/x.jpg": b"x", "/cat/y.jpg": b"y"}
+    outside = {"cat/../../etc/x.jpg": b"x", "/cat/y.jpg": b"y", "../z.jpg": b"z", "../../deep/z.jpg": b"z"}
     path = pack(tmp_path / name, {member: b"." for member in CLASS_FOLDERS} | outside)
     source = open_tree(Archive(path), "my")
     assert set(list_items(source)) == set(CLASS_FOLDERS)
+    assert (source.classes, source.count) == (("cat", "dog"), len(CLASS_FOLDERS))
     assert source.missing == tuple((member.lstrip("/"), "its path points outside the archive") for member in outside)
     assert sorted(file.name for file in tmp_path.iterdir()) == [name]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.project.disk_errors import describe_disk_error
 from tests.conftest import CLASSES, SIZE
 from tests.winnow.data.test_foreign_files import USED, encode_image
 from winnow.config import Benchmark
@@ -159,3 +161,32 @@ def test_candidates_are_exported_without_a_promoted_model(
     )
     manifest = json.loads((out / "check" / "manifest.json").read_text())
     assert [model["name"] for model in manifest["models"]] == ["dense", "pruned"]
+
+
+@pytest.mark.parametrize("where", ["photo.png/model", "x" * 300, "/proc/model"])
+def test_a_folder_that_cannot_be_made_is_named(promoted: Path, tmp_path: Path, where: str) -> None:
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    with pytest.raises((DataError, OSError)) as exc_info:
+        export_model(promoted, tmp_path / where, "photos", CHECK)
+    error = exc_info.value
+    message = str(error) if isinstance(error, DataError) else describe_disk_error(error, tmp_path)
+    assert message is not None
+    assert re.search(r"name another folder|choose another path", message)
+    assert (tmp_path / "photo.png").read_bytes() == b"photo"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "promoted"]
+
+
+def test_the_example_escapes_names_and_refuses_pipes_and_huge_images(promoted: Path, tmp_path: Path) -> None:
+    export_model(promoted, tmp_path / "out", "photos", CHECK)
+    odd = tmp_path / "red\x1b[31m\nline.png"
+    Image.fromarray(RNG.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(odd)
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("1", (20_000, 5_001)).save(tmp_path / "huge.png")
+    command = [sys.executable, tmp_path / "out" / "predict.py", odd, tmp_path / "pipe.png", tmp_path / "huge.png"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2
+    assert result.stdout.count("\n") == 1
+    assert "red\\x1b[31m\\nline.png\t" in result.stdout
+    assert "pipe.png: cannot be used (not a file)" in result.stderr
+    assert "huge.png: cannot be used (20000x5001 pixels are more than 100,000,000)" in result.stderr
+    assert "\x1b" not in result.stdout + result.stderr

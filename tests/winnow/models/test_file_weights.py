@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.winnow.models.test_package_weights import features
+from winnow.config.backbones import BACKBONES, WINNOW_BACKBONES
 from winnow.errors import ArtifactError
 from winnow.models.backbones import Architecture, build_model
-from winnow.models.classifier_head import backbone_state
+from winnow.models.classifier_head import backbone_state, head_path
+from winnow.models.foreign_weights import check_all_used
 from winnow.models.input_adapter import without_adapter
 from winnow.models.weights_lookup import find_weights
 
@@ -89,3 +91,54 @@ def test_a_file_that_does_not_hold_the_network_of_timm_is_refused(content: str, 
     weights = find_weights(str(tmp_path / "mine.safetensors"), backbone, tmp_path)
     with pytest.raises(ArtifactError):
         weights.load(weights.architecture(num_classes=3, image_size=32))
+
+
+DEEPER = [
+    ("resnet18", "resnet34"),
+    ("resnet50", "resnet101"),
+    ("efficientnet_b0", "efficientnet_b1"),
+    ("convnext_tiny", "convnext_small"),
+    ("timm:resnet18", "timm:resnet34"),
+    ("timm:convnext_atto", "timm:convnext_pico"),
+    ("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224 of 14 blocks"),
+]
+
+
+@pytest.mark.parametrize(("backbone", "deeper"), DEEPER)
+def test_a_file_of_a_deeper_network_of_the_family_is_refused(backbone: str, deeper: str, tmp_path: Path) -> None:
+    """Each tensor of the smaller network is in the file of the larger one, but the others are lost."""
+    name, _, depth = deeper.partition(" of ")
+    if name.startswith("timm:"):
+        network = timm.create_model(name.removeprefix("timm:"), **({"depth": int(depth.split()[0])} if depth else {}))
+    else:
+        network = torchvision.models.get_model(name, weights=None)
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    weights = find_weights(str(tmp_path / "mine.safetensors"), backbone, tmp_path)
+    with pytest.raises(ArtifactError):
+        weights.load(weights.architecture(num_classes=3, image_size=224))
+    same = find_weights(str(tmp_path / "mine.safetensors"), name, tmp_path)
+    if not depth:
+        same.load(same.architecture(num_classes=3, image_size=224))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - set(WINNOW_BACKBONES)))
+def test_each_network_of_torchvision_uses_all_of_its_tensors(backbone: str) -> None:
+    with torch.device("meta"):
+        state = torchvision.models.get_model(backbone, weights=None).state_dict()
+        network = build_model(Architecture(backbone=backbone, num_classes=3, image_size=224))
+    head = head_path(network)
+    check_all_used(state, backbone_state(network, head), head, Path(), backbone)
+
+
+@pytest.mark.parametrize("damage", ["nan", "infinity", "variance"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("backbone", ["resnet18", TIMM_RESNET])
+def test_weights_that_compute_nothing_are_refused(damage: str, suffix: str, backbone: str, tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    value = {"nan": float("nan"), "infinity": float("inf"), "variance": -1.0}[damage]
+    state["layer2.0.bn1.running_var" if damage == "variance" else "conv1.weight"].view(-1)[0] = value
+    file = tmp_path / f"mine.{suffix}"
+    save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
+    with pytest.raises(ArtifactError, match=r"(layer2\.0\.bn1\.running_var has a variance|conv1\.weight has values)"):
+        find_weights(str(file), backbone, tmp_path)

@@ -156,6 +156,15 @@ def test_another_stem_is_an_error_with_a_remedy(
     assert f"data.image_size is {image_size}; set data.image_size to more than 64" in message
 
 
+@pytest.mark.parametrize("image_size", [32, 224])
+def test_weights_of_gray_images_are_named_as_such(tmp_path: Path, image_size: int) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    save_file(state | {"conv1.weight": torch.zeros(64, 1, 7, 7)}, tmp_path / "w.safetensors")
+    architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
+    with pytest.raises(ArtifactError, match=r"for images of 1 channels .*winnow's images have 3\. .* weights of conv1"):
+        load_foreign_backbone(tmp_path / "w.safetensors", architecture)
+
+
 def endless_pickle() -> bytes:
     """Return a pickle of nested pairs as a dict key, whose hash takes 2^60 steps."""
     pairs = b")q\0" + b"".join(b"h" + bytes([index]) + b"\x86q" + bytes([index + 1]) for index in range(60))
