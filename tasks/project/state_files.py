@@ -155,6 +155,15 @@ class PromotionState(TypedDict):
     """The end of the time to approve the winner; empty where it does not wait."""
 
 
+class KnownVersion(TypedDict):
+    """A version of a registered model."""
+
+    number: str
+    sha256: str
+    candidate: str
+    tags: dict[str, str]
+
+
 class SearchRunState(TypedDict):
     """The run of a search in MLflow, and the trials that it has."""
 
@@ -176,6 +185,16 @@ class AnnouncedServers:
 Fingerprint = list[int]
 """Size, modification time in ns, and inode of a file."""
 
+
+class KnownVersions(TypedDict):
+    """Versions that were looked up in the project's own MLflow store."""
+
+    store: list[Fingerprint]
+    """The files of the store at that time."""
+    versions: dict[str, KnownVersion]
+    """MODEL/ALIAS or MODEL/NUMBER -> version."""
+
+
 SERVERS: StateFile[AnnouncedServers | None] = StateFile("servers.json", AnnouncedServers | None, None)
 STEP_TIMES: StateFile[StepTimes | None] = StateFile("times/{}.json", StepTimes | None, None)
 STEP_VERSIONS: StateFile[dict[str, str]] = StateFile("versions/{}.json", dict[str, str], {})
@@ -186,6 +205,9 @@ VERIFIED: StateFile[dict[str, Fingerprint]] = StateFile("verified.json", dict[st
 PROMOTED: StateFile[PromotionState | None] = StateFile("promoted.json", PromotionState | None, None)
 TRACKED_RUNS: StateFile[dict[str, dict[str, str]]] = StateFile("tracked.json", dict[str, dict[str, str]], {})
 """Address of MLflow -> digest -> run id."""
+KNOWN_VERSIONS: StateFile[KnownVersions] = StateFile(
+    "known-versions.json", KnownVersions, {"store": [], "versions": {}}
+)
 DEPLOYED: StateFile[dict[str, list[str]]] = StateFile("deployed.json", dict[str, list[str]], {})
 """Checkout and Prefect server -> names under which its flows are deployed there."""
 PREFECT_RUN: StateFile[str | None] = StateFile("prefect-run.json", str | None, None)

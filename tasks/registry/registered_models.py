@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import KnownVersion
+from tasks.registry import known_versions
 from tasks.tracking import tracking_store
 from tasks.tracking.mlflow_client import AGAIN_HINT, session
 from tasks.tracking.tags import CANDIDATE_TAG, CARD_SHA256_TAG, SHA256_TAG
@@ -124,6 +126,9 @@ def _append(description: str, line: str) -> str:
 
 def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:
     """Return the version with this alias or number. Raises WinnowError where there is none."""
+    if known := known_versions.recall(paths, model_name, which):
+        return ModelVersion(**known)
+    store = known_versions.store_fingerprint(paths)
     version = find(paths, model_name, which, hint="")
     address = tracking_store.redact_password(tracking_store.registry_address(paths))
     if version is None and which == CHAMPION:
@@ -134,6 +139,10 @@ def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:
         )
     if version is None:
         raise WinnowError(f"{model_name} at {address} has no version or alias {which!r}; its page in MLflow lists them")
+    found = KnownVersion(
+        number=version.number, sha256=version.sha256, candidate=version.candidate, tags=dict(version.tags)
+    )
+    known_versions.remember(paths, store, model_name, which, found)
     return version
 
 
