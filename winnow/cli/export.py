@@ -8,30 +8,53 @@ from tasks.project.paths import ProjectPaths, registered_model_name
 from winnow.cli.command_setup import load_project_config
 from winnow.cli.progress import print_line
 from winnow.config import load_config
+from winnow.errors import ConfigError
 
 
-def export_folder(paths: ProjectPaths, folder: Path, model: str, with_candidates: bool) -> int:
-    """Export the promoted model to `folder`; `with_candidates`: also all candidates, to be timed on another machine."""
+def export_folder(
+    paths: ProjectPaths, folder: Path, model: str, with_candidates: bool, formats: tuple[str, ...] = ()
+) -> int:
+    """Export the promoted model to `folder`, also in these formats.
+
+    `with_candidates`: also all candidates, to be timed on another machine. Raises ConfigError for formats without a
+    promoted model.
+    """
     from tasks.project import benchmark_target
     from tasks.registry import registered_models
-    from winnow.deploy.bundle import export_host_check, export_model
+    from winnow.deploy.bundle import OtherFormats, export_host_check, export_model
 
     config = load_config(paths.root / "params.yaml")
     name = registered_model_name(config)
     check = benchmark_target.build_host_check(paths, config, with_candidates)
     if with_candidates and registered_models.find(paths, name, model) is None:
         # No model is promoted, perhaps because no candidate is fast enough on this machine.
+        if formats:
+            raise ConfigError(f"--format {formats[0]} is for a promoted model, and none has been promoted yet")
         export_host_check(folder, check, config.data.image_size)
     else:
         version = registered_models.get(paths, name, model)
-        export_model(registered_models.fetch(paths, name, version), folder, f"{name}, {version}", check)
-        print_line(f"{version} of {name} is in {folder}")
+        others = OtherFormats(formats, _find_weights(paths, version.sha256) if "torch" in formats else None)
+        export_model(registered_models.fetch(paths, name, version), folder, f"{name}, {version}", check, others)
+        print_line(f"{version} of {name} is in {folder}" + (f", also as {', '.join(formats)}" if formats else ""))
     if with_candidates:
         print_line(
             f"On the serving machine: python check_host.py; then here: winnow check-host host.json "
             f"({len(check.others)} candidates)"
         )
     return 0
+
+
+def _find_weights(paths: ProjectPaths, sha256: str) -> Path | None:
+    """Return the folder of the artifacts that holds the file of this digest and the network it was made from."""
+    from winnow.deploy.onnx_session import MODEL
+    from winnow.models.backbones import WEIGHTS_FILE
+    from winnow.records import sha256_of
+
+    folders = (paths.artifacts / "refit", *sorted((paths.artifacts / "candidates").glob("*")))
+    for folder in folders:
+        if (folder / WEIGHTS_FILE).is_file() and (folder / MODEL).is_file() and sha256_of(folder / MODEL) == sha256:
+            return folder
+    return None
 
 
 def import_host_figures(paths: ProjectPaths, file: Path) -> int:

@@ -137,12 +137,19 @@ def serve(paths: ProjectPaths, /, model: str, **settings: Any) -> int:
 @click.argument("folder", type=PATH, metavar="DIR")
 @model_option
 @click.option("--candidates", is_flag=True, help="Export all candidates, too, to time them on the serving machine.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["openvino", "torch"]),
+    help="Another format beside ONNX: OpenVINO IR, or a program of torch.export (float models); may be repeated.",
+)
 @project_command
-def export(paths: ProjectPaths, folder: Path, model: str, candidates: bool) -> int:
+def export(paths: ProjectPaths, folder: Path, model: str, candidates: bool, formats: tuple[str, ...]) -> int:
     """Export the promoted model: file, labels, cards, example."""
     from winnow.cli.export import export_folder
 
-    return export_folder(paths, folder, model, candidates)
+    return export_folder(paths, folder, model, candidates, tuple(dict.fromkeys(formats)))
 
 
 @click.command(epilog="Example: winnow check-host host.json")

@@ -4,6 +4,7 @@ model.onnx    uint8 pixels in, logits out          labels.txt    one class per l
 card.json     a description for programs           README.md     the same for people (winnow/deploy/model_card.py)
 predict.py    class and probability of image files; needs onnxruntime, numpy and Pillow, but not winnow
 check_host.py, check/    times the model, or all candidates, on the target machine
+openvino/, torch/        other formats, where they were asked for (winnow/deploy/export_formats.py)
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from winnow.records import CARD, DeploymentCard, publish, sha256_of, write_json
 
 LABELS, README, EXAMPLE = "labels.txt", "README.md", "predict.py"
 EXAMPLE_SOURCE = "example_predict.py"
+FORMAT_FILES = {"openvino": ("model.bin", "model.xml"), "torch": ("model.pt2",)}
+"""Format beside ONNX -> the names of its files, in a folder of the format's name."""
 CHECK_HOST, CHECK_FOLDER = "check_host.py", "check"
 CHECK_IMAGES = 64
 
@@ -43,10 +46,23 @@ class HostCheck:
     """(name, path of its model.onnx, int8 or f32) of candidates to time beside the model."""
 
 
-def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
+@dataclass(frozen=True)
+class OtherFormats:
+    """The formats beside ONNX in which a model is exported."""
+
+    names: tuple[str, ...] = ()
+    """Keys of FORMAT_FILES."""
+    weights: Path | None = None
+    """The folder of the network that the file was made from; None where it is not at hand."""
+
+
+ONNX_ALONE = OtherFormats()
+
+
+def export_model(folder: Path, out: Path, title: str, check: HostCheck, formats: OtherFormats = ONNX_ALONE) -> None:
     """Export the model of `folder` (model.onnx, card.json) to `out`, completely or not at all.
 
-    Raises DataError where `out` exists and holds anything but an earlier export.
+    Raises DataError where `out` exists and holds anything but an earlier export; for `formats` as `write_format`.
     """
     _check_destination(out)
     card = DeploymentCard.read(folder)
@@ -62,7 +78,13 @@ def export_model(folder: Path, out: Path, title: str, check: HostCheck) -> None:
             for name, path, precision in check.others
             if name != card.name or sha256_of(path) != sha256_of(folder / MODEL)
         ]
-        write_host_check(bundle, [own, *others], select_check_pixels(check.images, card.image_size), check.settings)
+        pixels_NHWC = select_check_pixels(check.images, card.image_size)
+        write_host_check(bundle, [own, *others], pixels_NHWC, check.settings)
+        if formats.names:
+            from winnow.deploy.export_formats import write_format  # imports torch
+
+            for name in formats.names:
+                write_format(name, bundle, card.precision, pixels_NHWC, formats.weights)
 
 
 def export_host_check(out: Path, check: HostCheck, image_size: int) -> None:
@@ -93,8 +115,11 @@ def _is_export(out: Path) -> bool:
         return False
     if not all(name in ("manifest.json", "pixels.npy") or name.endswith(".onnx") for name in check_names):
         return False
+    for name in names & FORMAT_FILES.keys():
+        if not (out / name).is_dir() or not {path.name for path in (out / name).iterdir()} <= set(FORMAT_FILES[name]):
+            return False
     model_files, check_files = {MODEL, CARD}, {CHECK_HOST, CHECK_FOLDER}
-    all_files = {*model_files, *check_files, LABELS, README, EXAMPLE}
+    all_files = {*model_files, *check_files, *FORMAT_FILES, LABELS, README, EXAMPLE}
     return not names or names == check_files or model_files <= names <= all_files
 
 
