@@ -356,9 +356,9 @@ def test_only_times_have_a_share_of_the_peak(tiny_dense: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "add", "message"),
     [
-        ("/tmp/x", "", "--name /tmp/x: not a valid name"),
-        ("..", "", "--name ..: not a valid name"),
-        ("mine", "My_Net", "--add My_Net: not a valid name"),
+        ("/tmp/x", "", "--name '/tmp/x': not a valid name"),
+        ("..", "", "--name '..': not a valid name"),
+        ("mine", "My_Net", "--add 'My_Net': not a valid name"),
         ("mine", "dense", "--add dense: dense, dense-int8 exists already"),
         ("mine", "pruned", "--add pruned: pruned, pruned-int8 exists already"),
     ],
