@@ -99,7 +99,7 @@ def candidate_row(
         zipped_mb=metrics["size/zipped_mb"],
         agreement=metrics["quality/agreement"],
         top1=_share(metrics, "quality/top1"),
-        test_top1=_tested(name, winner, report),
+        test_top1=tested_top1(name, winner, report.metrics) if report else None,
         macro_f1=metrics.get("quality/macro_f1"),
         drop=selection.details.drops[name].labelled if selection else None,
         best=benchmark.details.best[name] if benchmark else NOT_TIMED,
@@ -119,9 +119,10 @@ def _share(metrics: Mapping[str, float], key: str) -> Share | None:
     return Share(metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"]) if key in metrics else None
 
 
-def _tested(name: str, winner: str | None, report: ReportRecord | None) -> Share | None:
-    """Return top-1 on the test split, if the candidate was evaluated there; the winner's is of its deployed file."""
-    if report is None:
-        return None
+def tested_top1(name: str, winner: str | None, metrics: Mapping[str, float]) -> Share | None:
+    """Return top-1 on the test split, if the candidate was evaluated there; the winner's is of its deployed file.
+
+    `metrics`: those of the report.
+    """
     role = "winner" if name == winner else name if name in (ROOT, CONTROL) else None
-    return None if role is None else _share(report.metrics, f"test/{role}_top1")
+    return None if role is None else _share(metrics, f"test/{role}_top1")

@@ -1,13 +1,16 @@
-"""The sections of the page that compare the candidates: quality and size, gates, the Pareto front, and classes."""
+"""The sections of the page that compare the candidates: the Pareto front, quality and size, gates, and classes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from winnow.config import ROOT
+from winnow.evaluation.intervals import Ratio
 from winnow.records.candidate_file import ClassScores
 from winnow.records.selection import Gate
 from winnow.reporting import plots
+from winnow.reporting.candidate_rows import Share, tested_top1
 from winnow.reporting.html import (
     MISSING,
     Content,
@@ -28,21 +31,57 @@ from winnow.reporting.html import (
     tag,
     two_lines,
 )
+from winnow.reporting.interactive_front import FrontPoint, draw_interactive_front
 from winnow.reporting.plots import TradeOffPoint
 from winnow.reporting.run_records import RunRecords
-from winnow.reporting.speed_section import render_serving_speed, render_speed
 from winnow.selection.gates import GATES, describe_failures
 
 SHOWN_CLASSES = 30
 
 
-def render_candidates(records: RunRecords) -> Html:
-    """Return the tables with one row per candidate, dense first."""
-    serving_table = [render_serving_speed(records)] if records.target else []
-    return join(_quality(records), *serving_table, render_speed(records), _gates(records))
+def render_candidates(records: RunRecords, test_metrics: Mapping[str, float]) -> Html:
+    """Return the interactive front, and a table with the figures that decide, dense first.
+
+    `test_metrics`: the metrics of the report, for top-1 on the test split.
+    """
+    batched = records.selection.parameters["objective"] == "throughput"
+    tested = {name: tested_top1(name, records.winner, test_metrics) for name in records.candidates}
+    has_test, rows = any(tested.values()), []
+    for name in records.candidates:
+        row = records.row(name)
+        speedups = [_ratio(row.speedups[kind][batched], with_ends=kind == "float") for kind in ("eager", "float")]
+        speed = number(row.throughput_ips) if batched else digits(row.latency_ms)
+        test_cell = [_top1_cell(tested[name])] if has_test else []
+        cells = [two_lines(name, row.origin), _top1_cell(row.top1), *test_cell, digits(row.size_mb), speed, *speedups]
+        rows.append(Row([*cells, row.outcome], records.row_css(name)))
+    heading = ["candidate", "top-1", *(["on test"] if has_test else []), "file, MB"]
+    heading += [f"images/s, batch {records.large}" if batched else "one image, ms"]
+    heading += ["× PyTorch dense", "× fastest dense", "verdict"]
+    caption = (
+        "Small figures: 95 % intervals. × PyTorch dense: speed over dense in PyTorch eager f32; × fastest dense: over "
+        "dense as the fastest float file in any runtime"
+    )
+    return join(_front(records), table(heading, rows, caption=caption))
 
 
-def _quality(records: RunRecords) -> Html:
+def _top1_cell(share: Share | None) -> Content:
+    return MISSING if share is None else two_lines(percent(share.value), _interval(share))
+
+
+def _interval(share: Share) -> str:
+    return f"{share.low * 100:.1f} to {percent(share.high)}"
+
+
+def _ratio(ratio: Ratio | None, *, with_ends: bool) -> Content:
+    if ratio is None:
+        return MISSING
+    if not with_ends or not math.isfinite(ratio.high):
+        return f"{ratio.value:.1f}"
+    return two_lines(f"{ratio.value:.1f}", f"{ratio.low:.1f} to {ratio.high:.1f}")
+
+
+def render_quality(records: RunRecords) -> Html:
+    """Return accuracy and size of every candidate, dense first."""
     rows, reference = [], records.selection.details.reference
     for name in records.candidates:
         row = records.row(name)
@@ -51,11 +90,9 @@ def _quality(records: RunRecords) -> Html:
             if row.drop is None
             else two_lines(signed(row.drop.points), format_interval(row.drop.low, row.drop.high))
         )
-        top1: Content = MISSING
-        if row.top1 is not None:
-            top1 = two_lines(percent(row.top1.value), f"{row.top1.low * 100:.1f} to {percent(row.top1.high)}")
-            lost = two_lines("0", "reference") if name == reference else lost
-        cells: list[Content] = [two_lines(name, row.origin), top1, lost, percent(row.macro_f1)]
+        if row.top1 is not None and name == reference:
+            lost = two_lines("0", "reference")
+        cells: list[Content] = [two_lines(name, row.origin), _top1_cell(row.top1), lost, percent(row.macro_f1)]
         cells += [percent(row.agreement), millions(row.parameters)]
         cells += [millions(row.macs), digits(row.size_mb), digits(row.zipped_mb)]
         rows.append(Row(cells, records.row_css(name)))
@@ -70,7 +107,8 @@ def _quality(records: RunRecords) -> Html:
     return table(heading, rows, caption=caption)
 
 
-def _gates(records: RunRecords) -> Html:
+def render_gates(records: RunRecords) -> Html:
+    """Return what each gate says of each candidate, and why."""
     rows = []
     for name, verdict in records.verdicts.items():
         gates = {gate.name: gate for gate in verdict.gates}
@@ -124,16 +162,55 @@ def trade_off_points(records: RunRecords) -> list[TradeOffPoint]:
     return points
 
 
-def render_trade_off(records: RunRecords) -> Html:
-    """Return the plot of the Pareto front."""
-    names = ", ".join(records.selection.details.front)
+def _front(records: RunRecords) -> Html:
+    """Return the candidates that were timed as an interactive plot; the picture of MLflow without JavaScript."""
+    selection = records.selection.details
+    names = ", ".join(selection.front)
+    points = [_front_point(records, point) for point in trade_off_points(records) if point.latency_ms is not None]
+    alt = "Accuracy over latency of all candidates; the numbers are in the table below"
+    picture = figure(records.trade_off, alt, "", css="wide")
+    if not points:
+        return picture
     caption = (
-        "The larger the marker, the larger the file. Filled: on the front; no other candidate is better in accuracy, "
-        f"size and latency at once ({names}). The line joins the candidates that no other beats in the plotted axes. "
+        "Point at a candidate to see its figures. Squares are int8 files; the larger the marker, the larger the file. "
+        f"On the front are {names}: no other candidate is better than one of them in accuracy, size and latency at "
+        "once. The line joins those that no other beats in accuracy and latency. "
     )
-    caption += f"Orange: {records.winner}." if records.winner else "No candidate passes every gate."
-    alt = "Accuracy over latency of all candidates; the numbers are in the tables above"
-    return figure(records.trade_off, alt, caption, css="wide")
+    caption += f"Ringed: {records.winner}." if records.winner else "No candidate passes every gate."
+    measures_agreement = any(row.measures_agreement for row in trade_off_points(records))
+    measure = "agreement with dense" if measures_agreement else "top-1 accuracy"
+    return tag("figure", draw_interactive_front(points, measure, picture), tag("figcaption", caption))
+
+
+def _front_point(records: RunRecords, point: TradeOffPoint) -> FrontPoint:
+    """Return a candidate of the interactive plot, with its figures as text."""
+    row = records.row(point.name)
+    assert point.latency_ms is not None
+    top1 = f"{percent(row.top1.value)} ({_interval(row.top1)})" if row.top1 else MISSING
+    lost = f"{signed(row.drop.points)} ({format_interval(row.drop.low, row.drop.high)})" if row.drop else MISSING
+    eager, best_float = row.speedups["eager"][0], row.speedups["float"][0]
+    details = {
+        "made from": row.origin,
+        "top-1": top1,
+        "points lost": lost,
+        "agreement": percent(row.agreement),
+        "file": digits(row.size_mb, "MB"),
+        "one image": digits(point.latency_ms, "ms"),
+        "× PyTorch dense": f"{eager.value:.1f}" if eager else MISSING,
+        "× fastest dense": f"{best_float.value:.1f}" if best_float else MISSING,
+        "verdict": row.outcome,
+    }
+    return FrontPoint(
+        name=point.name,
+        method="fine-tuned" if point.name == ROOT else row.method,
+        latency_ms=point.latency_ms,
+        accuracy_percent=point.accuracy * 100,
+        size_mb=point.size_mb,
+        is_winner=point.highlighted,
+        is_int8=row.precision == "int8",
+        is_labelled=point.on_front or point.name == ROOT,
+        details=tuple(details.items()),
+    )
 
 
 def render_classes(records: RunRecords) -> Html:

@@ -101,6 +101,11 @@ def section(anchor: str, title: str, *children: Html) -> Html:
     return _element("section", anchor, title, children)
 
 
+def folded(anchor: str, title: str, summary: str, *children: Html) -> Html:
+    """Return a <section> that is closed until someone opens it; `summary`: what it holds, in a line."""
+    return _element("folded", anchor, title, summary, children)
+
+
 def document(title: str, *body: Html) -> str:
     """Return the whole HTML file."""
     return _environment().get_template("page.html").render(title=title, body=body)

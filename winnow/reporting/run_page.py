@@ -9,7 +9,7 @@ frame and the verdict; the files *_section.py hold the sections, html.py the mar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from winnow.config import ROOT
@@ -17,15 +17,15 @@ from winnow.evaluation.abstention import TABLE_THRESHOLDS, counts_at_threshold
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.evaluation.metrics import drop_metrics_on_test
 from winnow.records.report import Abstention
-from winnow.reporting.candidates_section import render_candidates, render_classes, render_trade_off
+from winnow.reporting.candidates_section import render_candidates, render_classes, render_gates, render_quality
 from winnow.reporting.html import (
-    MISSING,
     Content,
     Html,
     Row,
     bullets,
     digits,
     document,
+    folded,
     format_interval,
     join,
     number,
@@ -42,21 +42,24 @@ from winnow.reporting.html import (
 from winnow.reporting.images_section import render_images
 from winnow.reporting.method_section import render_controls, render_glossary, render_memory, render_method
 from winnow.reporting.run_records import RunRecords
-from winnow.reporting.speed_section import SPEEDUPS, render_speed_factors
+from winnow.reporting.speed_section import render_speed_factors, render_speeds
 from winnow.reporting.training_section import render_pretraining
 
-SECTIONS = {
-    "images": ("The images", render_images),
-    "pretraining": ("Gain by pretraining", render_pretraining),
-    "candidates": ("The candidates", render_candidates),
-    "trade-off": ("Accuracy, latency and size", render_trade_off),
-    "causes": ("Causes of the speed-up", render_speed_factors),
-    "classes": ("Class by class", render_classes),
-    "memory": ("Memory and start-up", render_memory),
-    "controls": ("Controls", render_controls),
-    "method": ("Method and conditions", render_method),
-    "words": ("Terms", render_glossary),
+Render = Callable[[RunRecords], Html]
+DETAILS: dict[str, tuple[str, str, Render]] = {
+    "speed": ("Speed", "times in the fastest runtime, and speed-ups over three baselines", render_speeds),
+    "quality": ("Quality and size", "every figure of accuracy and size, with intervals", render_quality),
+    "gates": ("Gates", "why each candidate passes or does not", render_gates),
+    "causes": ("Causes of the speed-up", "runtime, structure and precision", render_speed_factors),
+    "classes": ("Class by class", "precision, recall, confusions and calibration", render_classes),
+    "images": ("The images", "splits, near-duplicates, suspicious labels, unusable files", render_images),
+    "pretraining": ("Gain by pretraining", "arms, curves, and a map of the embeddings", render_pretraining),
+    "memory": ("Memory and start-up", "each file in a fresh process", render_memory),
+    "controls": ("Controls", "what the teacher and longer training gain", render_controls),
+    "method": ("Method and conditions", "settings, machine, versions, digests of files", render_method),
+    "words": ("Terms", "drop, agreement, speed-up and others", render_glossary),
 }
+"""Anchor -> title, what it holds, and how it is written, of the sections that are closed at first."""
 TEST_METRIC = "test/dense_top1"
 """A metric that exists where the test split has images."""
 ROUNDS_TO_ZERO = 0.05
@@ -85,10 +88,19 @@ class TestResult:
 
 def render_run_page(records: RunRecords, test_result: TestResult) -> str:
     """Return the HTML file. Raises MissingExtra without matplotlib."""
-    links = [join(tag("a", title, more=f'href="#{anchor}"'), " ") for anchor, (title, _) in SECTIONS.items()]
-    nav = tag("nav", *links, more='aria-label="Sections"')
-    parts = [section(anchor, title, write(records)) for anchor, (title, write) in SECTIONS.items()]
-    return document(f"winnow report: {records.source}", render_verdict(records, test_result), nav, *parts)
+    parts = [
+        section("candidates", "The candidates", render_candidates(records, test_result.metrics)),
+        *([folded("test", *_test_section(records, test_result))] if TEST_METRIC in test_result.metrics else []),
+        *(folded(anchor, title, what, write(records)) for anchor, (title, what, write) in DETAILS.items()),
+    ]
+    return document(f"winnow report: {records.source}", render_verdict(records, test_result), *parts)
+
+
+def _test_section(records: RunRecords, test_result: TestResult) -> tuple[str, str, Html]:
+    """Return title, summary and content of the section on the test split."""
+    abstention = [_abstention_table(test_result)] if test_result.abstention.test else []
+    content = side_by_side(_test_table(records, test_result), *abstention)
+    return "The test split", "accuracy of what is deployed, and when to abstain", content
 
 
 def render_verdict(records: RunRecords, test_result: TestResult) -> Html:
@@ -101,14 +113,9 @@ def render_verdict(records: RunRecords, test_result: TestResult) -> Html:
         tag("h1", title),
         *([_test_warnings(test_result.warnings)] if test_result.warnings else []),
         paragraph(_summary(records, name) if name else reason[0].upper() + reason[1:], css="lead"),
-        *([paragraph(reason), paragraph(_describe_deployed(records))] if name else []),
         *([_figures(records, records.shown, test_result)] if records.shown else []),
+        *([paragraph(f"{reason} {_describe_deployed(records)}")] if name else []),
         paragraph(_describe_test(records, test_result)),
-        side_by_side(
-            *([_speedups(records, records.shown)] if records.shown else []),
-            *([_test_table(records, test_result)] if TEST_METRIC in test_result.metrics else []),
-            *([_abstention_table(test_result)] if test_result.abstention.test else []),
-        ),
         _warnings(records),
     )
 
@@ -206,22 +213,6 @@ def _figures(records: RunRecords, name: str, test_result: TestResult) -> Html:
     ]
     intro = [] if records.winner else [paragraph("The nearest candidate, ", strong(name), ", compared with dense:")]
     return join(*intro, tag("div", *boxes, css="tiles"))
-
-
-def _speedups(records: RunRecords, name: str) -> Html:
-    """Return the speed-ups over all three baselines, for both batches."""
-    speed, rows = records.speed(name), []
-    for kind, (base, _) in SPEEDUPS.items():
-        rows.append(Row([base, *[_ratio_cell(speed, f"speedup/{kind}_b{batch}") for batch in (1, records.large)]]))
-    heading = ["speed-up against", "one image", f"batch of {records.large}"]
-    return table(heading, rows, caption=f"Speed-up of {name} on its fastest runtime; below: 95 % intervals")
-
-
-def _ratio_cell(speed: Mapping[str, float], key: str) -> Content:
-    """Return the ratio, and below it the ends of its interval."""
-    if f"{key}_low" not in speed:
-        return f"{speed[key]:.1f} ×" if key in speed else MISSING
-    return two_lines(f"{speed[key]:.1f} ×", f"{speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f}")
 
 
 def _test_warnings(warnings: tuple[str, ...]) -> Html:

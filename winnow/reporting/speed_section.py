@@ -44,6 +44,29 @@ RUNTIME_NAMES = {
 }
 
 
+def render_speeds(records: RunRecords) -> Html:
+    """Return the speed-ups of the shown candidate, and the times of every candidate, on the serving machine, too."""
+    shown = [_shown_speedups(records, records.shown)] if records.shown else []
+    serving = [render_serving_speed(records)] if records.target else []
+    return join(*shown, *serving, render_speed(records))
+
+
+def _shown_speedups(records: RunRecords, name: str) -> Html:
+    """Return the speed-ups over all three baselines, for both batches."""
+    speed, rows = records.speed(name), []
+    for kind, (base, _) in SPEEDUPS.items():
+        rows.append(Row([base, *[_ratio_cell(speed, f"speedup/{kind}_b{batch}") for batch in (1, records.large)]]))
+    heading = ["speed-up against", "one image", f"batch of {records.large}"]
+    return table(heading, rows, caption=f"Speed-up of {name} on its fastest runtime; below: 95 % intervals")
+
+
+def _ratio_cell(speed: Mapping[str, float], key: str) -> Content:
+    """Return the ratio, and below it the ends of its interval."""
+    if f"{key}_low" not in speed:
+        return f"{speed[key]:.1f} ×" if key in speed else MISSING
+    return two_lines(f"{speed[key]:.1f} ×", f"{speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f}")
+
+
 def render_speed(records: RunRecords) -> Html:
     """Return the times of every candidate on this machine, with its speed-ups over the three baselines."""
     rows, large, machine = [], records.large, records.benchmark.machine
