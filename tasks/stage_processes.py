@@ -128,7 +128,10 @@ _preloaded: dict[Path, PreloadedProcess] = {}
 
 @contextlib.contextmanager
 def preloaded(root: Path, is_needed: bool = True) -> Iterator[None]:
-    """Have stages of this project start from a preloaded process within the block; within another block, do nothing."""
+    """Have stages of this project start from a preloaded process within the block; within another block, do nothing.
+
+    `is_needed`: False where no stage will run, and no process is started.
+    """
     if not is_needed or root in _preloaded or sys.platform != "linux" or os.environ.get(PRELOAD_VARIABLE) == "0":
         yield
         return

@@ -41,9 +41,9 @@ def check_free_space(root: Path) -> None:
 
 
 def describe_disk_error(error: BaseException, root: Path) -> str | None:
-    """Return the message for a full or read-only disk, missing permissions or an impossible path; else None.
+    """Return the message for an error caused by a full disk, a read-only disk or missing permissions; else None.
 
-    `root`: the project's folder. Missing permissions and paths count only where the error names a file.
+    `root`: the project's folder. Missing permissions count only where the error names a file.
     """
     for cause in _causes(error):
         number = cause.errno if isinstance(cause, OSError) else None
@@ -60,8 +60,15 @@ def describe_disk_error(error: BaseException, root: Path) -> str | None:
         if number in PERMISSION_ERRNOS and filename:
             reason = "operation not permitted" if number == errno.EPERM else "permission denied"
             return f"{path}: {reason}; check that this account can read it, and write to {root}"
-        if number in PATH_ERRNOS and filename:
-            return f"{path} cannot be read or written ({os.strerror(number)}); choose another path"
+    return None
+
+
+def describe_path_error(error: BaseException) -> str | None:
+    """Return the message for a path that cannot be; None for other errors. For commands: users give them paths."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in PATH_ERRNOS and cause.filename:
+            path = printable(str(cause.filename))
+            return f"{path} cannot be read or written ({os.strerror(cause.errno)}); choose another path"
     return None
 
 

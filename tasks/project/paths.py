@@ -77,13 +77,18 @@ class ProjectPaths:
         return Path(project) / ".winnow" / "test-readings.json"
 
 
+def holds_project(folder: Path, root: Path) -> bool:
+    """Return whether a folder is the project at `root` or contains it: its results would be among the images."""
+    return root.resolve().is_relative_to(folder.resolve())
+
+
 def check_files(config: Config, root: Path) -> None:
     """Raise ConfigError with every file or folder that params.yaml names and that does not exist or holds the project.
 
     DVC itself would only say "missing", or name a file of its own.
     """
     problems = []
-    if root.resolve().is_relative_to((root / config.data.path).resolve()):
+    if holds_project(root / config.data.path, root):
         problems.append(
             f"  data.path: {config.data.path!r} holds the project itself ({root}), with its results; put the images "
             "into a folder of their own"

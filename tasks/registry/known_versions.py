@@ -1,10 +1,11 @@
-"""Remember which version an alias names while the files of the project's own MLflow store are unchanged.
+"""Keep which version an alias names while the files of the project's own MLflow store are unchanged.
 
 To import MLflow takes two seconds, more than a prediction. Versions on a server are always looked up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def store_fingerprint(paths: ProjectPaths) -> list[Fingerprint]:
     return [[status.st_size, status.st_mtime_ns, status.st_ino] for status in statuses]
 
 
-def recall(paths: ProjectPaths, model: str, which: str) -> KnownVersion | None:
+def read_version(paths: ProjectPaths, model: str, which: str) -> KnownVersion | None:
     """Return the version with this alias or number, as it was looked up in the store as it is now; else None."""
     known = KNOWN_VERSIONS.read(paths)
     if not known["store"] or known["store"] != store_fingerprint(paths):
@@ -37,10 +38,11 @@ def recall(paths: ProjectPaths, model: str, which: str) -> KnownVersion | None:
     return known["versions"].get(f"{model}/{which}")
 
 
-def remember(paths: ProjectPaths, store: list[Fingerprint], model: str, which: str, version: KnownVersion) -> None:
-    """Remember a version that was looked up. `store`: the fingerprint just before."""
+def save_version(paths: ProjectPaths, store: list[Fingerprint], model: str, which: str, version: KnownVersion) -> None:
+    """Save a version that was looked up. `store`: the fingerprint just before. Without space or rights do nothing."""
     if not store:
         return
     known = KNOWN_VERSIONS.read(paths)
     others = known["versions"] if known["store"] == store else {}
-    KNOWN_VERSIONS.write(paths, {"store": store, "versions": {**others, f"{model}/{which}": version}})
+    with contextlib.suppress(OSError):  # it is a cache: the command that looks the version up goes on
+        KNOWN_VERSIONS.write(paths, {"store": store, "versions": {**others, f"{model}/{which}": version}})

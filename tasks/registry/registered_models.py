@@ -126,7 +126,7 @@ def _append(description: str, line: str) -> str:
 
 def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:
     """Return the version with this alias or number. Raises WinnowError where there is none."""
-    if known := known_versions.recall(paths, model_name, which):
+    if known := known_versions.read_version(paths, model_name, which):
         return ModelVersion(**known)
     store = known_versions.store_fingerprint(paths)
     version = find(paths, model_name, which, hint="")
@@ -139,10 +139,10 @@ def get(paths: ProjectPaths, model_name: str, which: str) -> ModelVersion:
         )
     if version is None:
         raise WinnowError(f"{model_name} at {address} has no version or alias {which!r}; its page in MLflow lists them")
-    found = KnownVersion(
+    version_state = KnownVersion(
         number=version.number, sha256=version.sha256, candidate=version.candidate, tags=dict(version.tags)
     )
-    known_versions.remember(paths, store, model_name, which, found)
+    known_versions.save_version(paths, store, model_name, which, version_state)
     return version
 
 

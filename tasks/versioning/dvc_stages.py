@@ -24,7 +24,7 @@ from winnow.config.section import NO_FILE
 from winnow.data.special_files import check_special_files
 from winnow.errors import ConfigError, WinnowError
 
-CANDIDATE_PREFIX = "candidate@"
+CANDIDATE_PREFIX = installed_code.CANDIDATE_PREFIX
 SHOWN_FILES = 3
 STARTER_VARIABLE = "WINNOW_STARTED_BY"
 """The variable with the identity of the flow's process; a step ends when that process is gone."""

@@ -22,7 +22,8 @@ from winnow.errors import WinnowError
 from winnow.records import sha256_of, write_text
 
 FOLDER = "code_digests"
-CANDIDATE = "candidate"
+CANDIDATE, CANDIDATE_PREFIX = "candidate", "candidate@"
+"""The stage of all candidates, and what stands before a candidate's name in the name of its own stage."""
 METHOD_FILE = "winnow/compression/${item.method}.py"
 HEADER = "# Digests of winnow's code, by `winnow run`.\n"
 STAGES_HEADER = """\
@@ -79,7 +80,7 @@ def _digests(package: Path, deps: Iterable[str]) -> dict[str, str]:
 def changed_code(root: Path, config: Config) -> dict[str, list[str]]:
     """Return stage -> code files that differ from those in code_digests/; {} where stages depend on code files."""
     steps = [name for name in installed_digests() if name not in METHOD_SETTINGS and name != CANDIDATE]
-    return _changed_code(root, config, [*steps, *(f"{CANDIDATE}@{name}" for name in config.candidates)])
+    return _changed_code(root, config, [*steps, *(CANDIDATE_PREFIX + name for name in config.candidates)])
 
 
 def _changed_code(root: Path, config: Config, stages: Sequence[str]) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from safetensors import SafetensorError
 
-from tasks.project.disk_errors import describe_disk_error
+from tasks.project.disk_errors import describe_disk_error, describe_path_error
 from tasks.project.paths import ProjectPaths
 from tasks.registry import registered_models
 from tasks.tracking import tracked_runs
@@ -165,12 +165,6 @@ def test_a_read_only_project_is_told(small_disk: Path, command: tuple[str, ...])
             "/p/a cannot be written: the disk is mounted read-only",
         ),
         (sqlite3.OperationalError("attempt to write a readonly database"), "mounted read-only"),
-        (
-            OSError(errno.ENAMETOOLONG, "File name too long", "/p/xxx"),
-            "/p/xxx cannot be .*; choose another path",
-        ),
-        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/p/a.png/m"), "/p/a.png/m cannot be read or written"),
-        (IsADirectoryError(errno.EISDIR, "Is a directory", "/p/a"), "/p/a cannot be read or written"),
         (PermissionError(errno.EACCES, "Permission denied", "/p/a"), "/p/a: permission denied"),
     ],
 )
@@ -180,6 +174,23 @@ def test_disk_errors_of_libraries_are_described(error: Exception, message: str) 
         assert text is not None
         with pytest.raises(RuntimeError, match=message):
             raise RuntimeError(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENAMETOOLONG, "File name too long", "/p/xxx"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "/p/xxx"),
+        IsADirectoryError(errno.EISDIR, "Is a directory", "/p/xxx"),
+    ],
+)
+def test_paths_that_cannot_be_are_described_to_users_alone(error: Exception) -> None:
+    for exception in (error, wrap_error(error)):
+        message = describe_path_error(exception)
+        assert message is not None
+        assert message.startswith("/p/xxx cannot be read or written")
+        assert describe_disk_error(exception, Path("/project")) is None  # in a step it is a fault of ours
+    assert describe_path_error(FileNotFoundError(errno.ENOENT, "No such file", "/p")) is None
 
 
 def wrap_error(error: Exception) -> Exception:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from winnow.api.argument_checks import check_classes, check_network
+from winnow.api.argument_checks import check_classes, check_images, check_network
 from winnow.api.trained_networks import Teacher, checkpoint_folder
 from winnow.compression import run_method
 from winnow.compression.method_inputs import MethodInputs
@@ -136,12 +136,11 @@ def _compress(
     if issubclass(method, TrainedCandidate) or "recovery" in settings:
         settings["recovery"] = RECOVERY | settings.get("recovery", {})
     checked = check_settings(method, {"from": "dense", "method": name, **settings}, name)
-    check_network(network, name)
-    if method is not Probe:
-        for argument, given in ((name, network), ("teacher", teacher)):
-            check_classes(check_network(given, argument), images, argument)
-    if backbone is not None:
-        check_network(backbone, "backbone")
+    for argument, passed in ((name, network), ("teacher", teacher), ("backbone", backbone)):
+        if passed is not None:
+            check_images(check_network(passed, argument), images, argument)
+            if argument != "backbone" and method is not Probe:
+                check_classes(passed, images, argument)
     if pseudo_labels_NC is not None:
         pseudo_labels_NC = np.asarray(pseudo_labels_NC, dtype=np.float32)
         _check_pseudo_labels(pseudo_labels_NC, checked, images, has_embeddings=embeddings is not None)

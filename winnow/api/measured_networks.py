@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from winnow.api.argument_checks import check_classes, check_folder, check_pixels
+from winnow.api.argument_checks import check_any_network, check_classes, check_folder, check_images, check_pixels
 from winnow.benchmark.grid import time_cases
 from winnow.benchmark.prediction_check import CHECKED_IMAGES
 from winnow.benchmark.sweep import sweep_cases
@@ -63,9 +63,9 @@ class Accuracy:
 def predict(network: AnyNetwork, pixels_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the logits float32 (N, C) for pixels uint8 (N, S, S, 3), with S the image size of the network.
 
-    Raises DataError for pixels of another type or shape.
+    Raises ConfigError for anything but a network of winnow, DataError for pixels of another type or shape.
     """
-    check_pixels(network, pixels_NHWC)
+    pixels_NHWC = check_pixels(check_any_network(network, "predict"), pixels_NHWC)
     every = np.arange(len(pixels_NHWC))
     if not len(every):
         return np.empty((0, network.architecture.num_classes), np.float32)
@@ -87,7 +87,8 @@ def evaluate(
     """
     if split not in SPLITS:
         raise ConfigError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    check_classes(network, images, "evaluate")
+    check_classes(check_any_network(network, "evaluate"), images, "evaluate")
+    check_images(network, images, "evaluate")
     indices = images.indices(SPLITS.index(split), labelled=True)
     if not len(indices):
         raise DataError(f"no image of the {split} split has a label, so there is no accuracy to measure")
@@ -116,6 +117,8 @@ def time_networks(
     grid = check_settings(_TimedGrid, machine, "time_networks")
     if not networks:
         raise ConfigError("time_networks: pass at least one network, as in {'dense': network}")
+    for name, network in networks.items():
+        check_images(check_any_network(network, f"time_networks, {name}"), images, f"time_networks, {name}")
     indices = images.indices(VALIDATION)
     chosen = indices[spread_indices(len(indices), CHECKED_IMAGES)]
     pixels_NHWC = np.ascontiguousarray(images.images_NHWC[chosen])
@@ -123,7 +126,6 @@ def time_networks(
     with tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / str(number) for number, name in enumerate(networks)}
         for name, network in networks.items():
-            check_pixels(network, pixels_NHWC)
             save(network, folders[name])
             file = folders[name] / MODEL
             predictions[name] = predict_file(file, pixels_NHWC, np.arange(len(chosen))).argmax(1)
@@ -137,8 +139,10 @@ def time_networks(
 def save(network: AnyNetwork, folder: str | Path) -> None:
     """Write model.onnx, architecture.json and, for a PyTorch network, weights.safetensors to the folder.
 
-    A network that was saved there before is replaced. Raises ConfigError where `folder` is a file.
+    A network that was saved there before is replaced. Raises ConfigError where `folder` is a file, and for anything but
+    a network of winnow.
     """
+    check_any_network(network, "save")
     folder = check_folder(folder, "save")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:

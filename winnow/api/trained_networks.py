@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from winnow.api.argument_checks import check_folder, check_network
+from winnow.api.argument_checks import check_folder, check_images, check_network
 from winnow.config import (
     Data,
     DistillEmbeddings,
@@ -177,7 +177,7 @@ def finetune(
         raise ConfigError(f"finetune: winnow run alone uses {', '.join(unused)}; pass learning_rate, seed and network")
     raw = {"seeds": [seed], "learning_rates": [learning_rate], "weights": NO_FILE, **settings}
     checked = check_settings(Finetune, raw, "finetune")
-    check_network(network, "finetune")
+    check_images(check_network(network, "finetune"), images, "finetune")
     labelled = images.indices(TRAIN, labelled=True)
     if not len(labelled):
         raise DataError("no training image has a label, so there is nothing to fine-tune on")

@@ -16,7 +16,7 @@ import click
 
 from flows import STOPPED_MESSAGE
 from tasks import STOP_SIGNALS
-from tasks.project.disk_errors import describe_disk_error
+from tasks.project.disk_errors import describe_disk_error, describe_path_error
 from tasks.project.environment import apply
 from tasks.project.paths import ProjectPaths, check_files
 from winnow.cli.progress import print_line
@@ -61,7 +61,8 @@ def _errors_as_messages(folder: Path) -> Iterator[None]:
     except click.ClickException:
         raise
     except Exception as error:
-        problem = str(error) if isinstance(error, WinnowError) else describe_disk_error(error, folder)
+        is_ours = isinstance(error, WinnowError)
+        problem = str(error) if is_ours else describe_disk_error(error, folder) or describe_path_error(error)
         if problem is None or os.environ.get("WINNOW_TRACEBACK"):
             raise
         raise SystemExit(_print_error(problem)) from None
@@ -98,7 +99,7 @@ def load_project_config(paths: ProjectPaths) -> Config:
     return config
 
 
-class GivenPath(click.Path):
+class NonEmptyPath(click.Path):
     """A path that is not empty: an empty one would be the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

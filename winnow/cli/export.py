@@ -29,7 +29,7 @@ def export_folder(
     if with_candidates and registered_models.find(paths, name, model) is None:
         # No model is promoted, perhaps because no candidate is fast enough on this machine.
         if formats:
-            raise ConfigError(f"--format {formats[0]} is for a promoted model, and none has been promoted yet")
+            raise ConfigError(f"--format {formats[0]} is for a registered model, and {name} has no {model}")
         export_host_check(folder, check, config.data.image_size)
     else:
         version = registered_models.get(paths, name, model)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tasks.project import gpu_slots
-from tasks.project.paths import ProjectPaths
+from tasks.project.paths import ProjectPaths, holds_project
 from tasks.project.templates import template
 from tasks.versioning import dvc_stages, installed_code
 from winnow.cli.params_editor import edit_document, to_yaml
@@ -83,9 +83,15 @@ def _data_settings(root: Path, images: str) -> dict[str, str]:
     path = Path(images).expanduser().resolve()
     if not path.exists():
         raise ConfigError(f"--from {images}: {path} does not exist")
+    folder = path if path.is_dir() else path.parent
+    if holds_project(folder, root) and not _is_archive(path):
+        raise ConfigError(
+            f"--from {images}: {folder} holds the project itself ({root}), whose results would be among the images; "
+            "put them into a folder of their own, or create the project elsewhere"
+        )
     if path.is_dir():
         return {"source": "folder", "path": _inside(root, path)}
-    if path.name.lower().endswith(ARCHIVES):
+    if _is_archive(path):
         return {"source": "archive", "path": _inside(root, path)}
     if path.name.lower().endswith(TABLES):
         return {"source": "folder", "path": _inside(root, path.parent), "labels": _inside(root, path)}
@@ -93,6 +99,10 @@ def _data_settings(root: Path, images: str) -> dict[str, str]:
         f"--from {images}: expected a folder with images, an archive ({', '.join(ARCHIVES)}), a table of labels "
         f"({', '.join(TABLES)}), or {S3}bucket/prefix"
     )
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
 
 
 def _inside(root: Path, path: Path) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.command_setup import GivenPath, project_command
+from winnow.cli.command_setup import NonEmptyPath, project_command
 from winnow.config import Config, load_config
 from winnow.errors import DataError
 
-PATH = GivenPath(path_type=Path)
+PATH = NonEmptyPath(path_type=Path)
 METHODS = ("typiclust", "k-center", "margin", "random")
 """Those of winnow/labels/suggestion.py, which imports scikit-learn."""
 

@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.command_setup import GivenPath, load_project_config, project_command
+from winnow.cli.command_setup import NonEmptyPath, load_project_config, project_command
 from winnow.cli.progress import print_line
 from winnow.config import load_config
+from winnow.config.export_formats import FORMAT_FILES
 from winnow.config.field_docs import field_docs
 from winnow.config.serving import ServingConfig
 
-PATH = GivenPath(path_type=Path)
+PATH = NonEmptyPath(path_type=Path)
 model_option = click.option(
     "--model", default="champion", show_default=True, help="Alias or version of the registered model."
 )
@@ -141,7 +142,7 @@ def serve(paths: ProjectPaths, /, model: str, **settings: Any) -> int:
     "--format",
     "formats",
     multiple=True,
-    type=click.Choice(["openvino", "torch"]),
+    type=click.Choice(list(FORMAT_FILES)),
     help="Another format beside ONNX: OpenVINO IR, or a program of torch.export (float models); may be repeated.",
 )
 @project_command

@@ -8,7 +8,7 @@ import click
 
 from tasks.project.paths import ProjectPaths
 from winnow.cli.command_setup import (
-    GivenPath,
+    NonEmptyPath,
     error_messages,
     find_project,
     find_root,
@@ -39,7 +39,7 @@ def apply_settings(paths: ProjectPaths, settings: tuple[str, ...]) -> None:
 
 
 @click.command(epilog="Example: winnow init shop --from /photos/products")
-@click.argument("folder", type=GivenPath(file_okay=False, path_type=Path), required=False)
+@click.argument("folder", type=NonEmptyPath(file_okay=False, path_type=Path), required=False)
 @click.option(
     "--from",
     "images",

@@ -83,12 +83,24 @@ def run_search(paths: ProjectPaths, config: Config, name: str, add: str, pool: W
     return 0
 
 
+def check_form_of_names(name: str, add: str) -> None:
+    """Raise ConfigError for names that no search and no candidate can have."""
+    if not is_candidate_name(name):
+        raise ConfigError(f"--name {name!r}: not a valid name, which consists of {NAME_RULE}")
+    if add and not all(map(is_candidate_name, added_names(add))):
+        names = " and ".join(added_names(add))
+        raise ConfigError(f"--add {add!r}: not a valid name, which consists of {NAME_RULE}; {names} would be added")
+
+
+def added_names(add: str) -> tuple[str, str]:
+    """Return the names of the candidates that a search adds."""
+    return add, f"{add}-int8"
+
+
 def check_names(config: Config, name: str, add: str) -> None:
     """Raise ConfigError for an invalid name of a search or of candidates, before the search begins."""
-    for option, given in (("--name", name), *([("--add", add)] if add else [])):
-        if not is_candidate_name(given):
-            raise ConfigError(f"{option} {given!r}: not a valid name, which consists of {NAME_RULE}")
-    taken_names = sorted({add, f"{add}-int8"} & {*config.candidates, *RESERVED_NAMES, ROOT, CONTROL})
+    check_form_of_names(name, add)
+    taken_names = sorted({*added_names(add)} & {*config.candidates, *RESERVED_NAMES, ROOT, CONTROL})
     if taken_names:
         raise ConfigError(f"--add {add}: {', '.join(taken_names)} exists already; choose another name")
 

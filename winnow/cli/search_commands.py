@@ -38,9 +38,9 @@ def search(paths: ProjectPaths, settings: tuple[str, ...], name: str, workers: i
 
     The section search: of params.yaml sets the space, the budget and the allowed loss of accuracy.
     """
-    from winnow.cli.search import WorkerPool, check_names, run_search
+    from winnow.cli.search import WorkerPool, check_form_of_names, run_search
 
-    check_names(load_config(paths.root / "params.yaml"), name, add)
+    check_form_of_names(name, add)
     apply_settings(paths, settings)
     return run_search(paths, load_project_config(paths), name, add, WorkerPool(workers, scheduler))
 

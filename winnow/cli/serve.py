@@ -20,8 +20,7 @@ from winnow.servers.supervisor import is_port_taken
 
 HOSTS = ("127.0.0.1", *ALL_INTERFACES)
 PORTS = range(1024, 65536)
-LONGEST_TIME = 86_400
-"""The largest value of an option that is a time."""
+DAY_S, DAY_MS = 86_400, 86_400_000
 START = "import sys; from winnow.servers.http import main; raise SystemExit(main(sys.argv[1]))"
 """Not `-m`: each process that the server starts would import the module again."""
 
@@ -62,5 +61,6 @@ def _check(settings: ServingConfig) -> None:
     for key, value in asdict(settings).items():
         if not isinstance(value, str | list | tuple) and (value < 0 or (value == 0 and key != "max_wait_ms")):
             raise ConfigError(f"--{key.replace('_', '-')} {value}: it must be a positive number")
-        if isinstance(value, float) and not value <= LONGEST_TIME:
-            raise ConfigError(f"--{key.replace('_', '-')} {value}: it must be a number of at most {LONGEST_TIME:,}")
+        if isinstance(value, float) and not value <= (limit := DAY_MS if key.endswith("_ms") else DAY_S):
+            unit = "milliseconds" if limit == DAY_MS else "seconds"
+            raise ConfigError(f"--{key.replace('_', '-')} {value}: it must be at most {limit:,} {unit}, a day")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tasks.project.paths import ProjectPaths
-from winnow.cli.command_setup import GivenPath, load_project_config, project_command
+from winnow.cli.command_setup import NonEmptyPath, load_project_config, project_command
 
 TEAM_PORTS = {"postgresql": 5433, "s3": 9000, "mlflow": 5000, "prefect": 4200}
 LOCAL_PORTS = {"mlflow": 5000, "prefect": 4200}
@@ -52,7 +52,7 @@ def up(paths: ProjectPaths, mlflow_port: int, prefect_port: int) -> int:
 
 @click.command(epilog="Example: winnow team --host 10.0.0.5 --folder /srv/winnow")
 @click.option(
-    "--folder", type=GivenPath(path_type=Path), default=None, help="The folder of their data; default: .winnow/team."
+    "--folder", type=NonEmptyPath(path_type=Path), default=None, help="The folder of their data; default: .winnow/team."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @_port_options(TEAM_PORTS)

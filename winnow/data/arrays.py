@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -94,15 +95,15 @@ def _class_names(labels_N: NDArray[np.int64], classes: Sequence[str] | None) -> 
     if classes is None:
         if largest >= len(labels_N):
             raise DataError(
-                f"label {largest} is above the number of images, {len(labels_N)}: labels count the classes from 0. For "
-                "other numbers pass `numpy.unique(labels, return_inverse=True)`: its first result as `classes`, made "
-                "text, and its second as `labels`"
+                f"label {largest} is not below the number of images, {len(labels_N)}: labels count the classes from 0. "
+                "For other numbers pass `numpy.unique(labels, return_inverse=True)`: its first result as `classes`, "
+                "made text, and its second as `labels`"
             )
         return tuple(str(label) for label in range(largest + 1))
     names = tuple(str(name) for name in classes)
     if largest >= len(names):
         raise DataError(f"label {largest} has no name: there are {len(names)} classes")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise DataError(f"two classes have the name {repeated[0]!r}; each needs a name of its own")
     return names
 

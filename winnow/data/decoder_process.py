@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from winnow.data.chunk_decoding import DecodedChunk, DecodeSettings, decode_chunk
@@ -33,7 +34,9 @@ class DecoderProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = context.Pipe()
         self._process = context.Process(target=_run_worker, args=(worker_pipe, self._sides), daemon=True)
-        # Ctrl-C reaches the whole process group: a new process ignores it even before it can say so.
+        # Ctrl-C reaches the whole process group: a new process ignores it even before it can say so. The first process
+        # also starts multiprocessing's tracker, which would unblock the signal.
+        resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self._process.start()

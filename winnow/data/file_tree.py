@@ -122,10 +122,12 @@ class Archive:
         for member in iter_members(path):
             if hidden := _hidden_folder(member):
                 self._skipped[hidden] += 1
+            elif not member.parts:
+                continue
             elif member.problem == OUTSIDE:
                 if not is_companion_file(member.parts[-1]):
                     self._outside.append(("/".join(member.parts), OUTSIDE))
-            elif member.parts:
+            else:
                 counts = others if is_companion_file(member.parts[-1]) else images
                 counts[member.parts[:-1][:COUNTED_LEVELS]] += 1
                 if member.problem and counts is images:

@@ -165,7 +165,9 @@ def list_classes(shape: FolderLevels, layout: Layout, images: Mapping[Branch, in
         raise DataError(f"{where}: only one class ({printable(classes[0])}), a classifier needs two{hint}; {expected}")
     if unlabelled_names := sorted({"unlabelled", "unlabeled"} & set(classes)):
         parts = next(branch.parts for branch in filled if branch.name == unlabelled_names[0])
-        remedy = f"move it beside {parts[0]}/" if len(parts) > 1 else "set data.unlabelled to this name"
+        remedy = "set data.unlabelled to this name"
+        if len(parts) > 1:
+            remedy = f"move it beside {parts[0]}/" + (f", and {remedy}" if parts[-1] != unlabelled else "")
         raise DataError(f"{where}: {'/'.join(parts)}/ would be a class; if it holds unlabelled images, {remedy}")
     return tuple(classes)
 

@@ -82,7 +82,7 @@ def _read_rows(file: Path, batches: Iterator[Any], columns: list[str | None], cl
     for batch in batches:
         values = [batch.column(name).to_pylist() if name is not None else [None] * batch.num_rows for name in columns]
         for row in zip(*values, strict=True):
-            _, label, split, group = cell_texts(("", *row))
+            _, label, split, group = cell_texts(("", *row), f"{file}: row {len(labels) + 1}")
             if class_names and label.isdecimal() and int(label) < len(class_names):
                 label = class_names[int(label)]
             is_unlabelled = not label or (class_names and label == NO_LABEL)

@@ -131,7 +131,7 @@ def _read_csv(file: Path) -> Iterator[tuple[str, str, str, str]]:
                     continue
                 if len(row) <= max(columns):
                     raise DataError(f"{file}: line {line} has {len(row)} columns, fewer than the header")
-                yield cell_texts(row[column] if column >= 0 else "" for column in columns)
+                yield cell_texts((row[column] if column >= 0 else "" for column in columns), f"{file}: line {line}")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:
@@ -155,33 +155,36 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, str, str, str]]:
                     "table must be struct<bytes, path> or binary"
                 )
             used = [names[column] for column in columns if column >= 0]
+            number = 0
             for batch in table.iter_batches(columns=used):
                 values = {name: batch.column(name).to_pylist() for name in used}
                 for index in range(batch.num_rows):
-                    yield cell_texts(values[names[column]][index] if column >= 0 else "" for column in columns)
+                    number += 1
+                    cells = (values[names[column]][index] if column >= 0 else "" for column in columns)
+                    yield cell_texts(cells, f"{file}: row {number}")
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file} cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from error
 
 
-def cell_texts(values: Iterable[Any]) -> tuple[str, str, str, str]:
-    """Return path, label, split and group of a row as text; "" for an empty or NaN cell.
+def cell_texts(values: Iterable[Any], where: str) -> tuple[str, str, str, str]:
+    """Return path, label, split and group of a row as text; "" for an empty or NaN cell. `where`: the table's row.
 
     Raises DataError for a cell that is no text or number.
     """
-    path, label, split, group = map(_cell_text, values)
+    path, label, split, group = (_cell_text(value, where) for value in values)
     return path, normalize_unicode(label.strip()), split.strip(), normalize_unicode(group.strip())
 
 
-def _cell_text(value: Any) -> str:
+def _cell_text(value: Any, where: str) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, list | dict):
-        raise DataError(f"a cell of the table holds {str(value)[:60]}, where one value is needed: one label per image")
+        raise DataError(f"{where} holds {str(value)[:60]}, where one value is needed: one label per image")
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            raise DataError(f"a cell of the table holds bytes that are no UTF-8 text: {value[:30]!r}") from None
+            raise DataError(f"{where} holds bytes that are no UTF-8 text: {value[:30]!r}; store text") from None
     return str(value)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from winnow.config import Benchmark
+from winnow.config.export_formats import FORMAT_FILES
 from winnow.data.dataset import VALIDATION, ImageSet, spread_indices
 from winnow.deploy.model_card import render_model_card
 from winnow.deploy.onnx_session import INPUT, MODEL, OUTPUT, open_session
@@ -29,8 +30,6 @@ from winnow.records import CARD, DeploymentCard, publish, sha256_of, write_json
 
 LABELS, README, EXAMPLE = "labels.txt", "README.md", "predict.py"
 EXAMPLE_SOURCE = "example_predict.py"
-FORMAT_FILES = {"openvino": ("model.bin", "model.xml"), "torch": ("model.pt2",)}
-"""Format beside ONNX -> the names of its files, in a folder of the format's name."""
 CHECK_HOST, CHECK_FOLDER = "check_host.py", "check"
 CHECK_IMAGES = 64
 
@@ -71,7 +70,7 @@ def export_model(folder: Path, out: Path, title: str, check: HostCheck, formats:
         shutil.copyfile(folder / CARD, bundle / CARD)
         (bundle / LABELS).write_text("".join(f"{name}\n" for name in card.classes), encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(EXAMPLE_SOURCE), bundle / EXAMPLE)
-        (bundle / README).write_text(render_model_card(card, title), encoding="utf-8")
+        (bundle / README).write_text(render_model_card(card, title, formats.names), encoding="utf-8")
         own = (card.name, bundle / MODEL, card.precision)
         others = [
             (name, path, precision)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from winnow.config.export_formats import OPENVINO, TORCH
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.records import DeploymentCard
 from winnow.records.card import CardTest, FastestSettings, RuntimeSettings
 
+FORMAT_NOTES = {
+    OPENVINO: """
+`openvino/model.xml` is the same model for OpenVINO, with batch 1. For another batch reshape it to a fixed one: with
+a free batch int8 is computed wrongly. `INFERENCE_PRECISION_HINT: f32` gives the logits of `model.onnx`.
+""",
+    TORCH: """
+`torch/model.pt2` is the same model for PyTorch: `torch.export.load("torch/model.pt2").module()`.
+""",
+}
+"""Format -> how to use it."""
 
-def render_model_card(card: DeploymentCard, title: str) -> str:
-    """Return the model card in Markdown."""
+
+def render_model_card(card: DeploymentCard, title: str, formats: Sequence[str] = ()) -> str:
+    """Return the model card in Markdown. `formats`: those beside ONNX that are in the same folder."""
     metrics, labels, classes = card.metrics, card.labels, card.classes
     listing = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more (labels.txt)" if len(classes) > 20 else "")
     return f"""# {title}
@@ -54,7 +66,7 @@ Data version `{card.data_version}`. Reason for the selection: {card.why}.
     pip install onnxruntime numpy pillow
     python predict.py IMAGE ...
     python check_host.py            measure the speed on this machine, also with OpenVINO if it is installed
-"""
+{"".join(FORMAT_NOTES[name] for name in formats)}"""
 
 
 def describe_serving(serving: RuntimeSettings) -> str:

@@ -74,7 +74,9 @@ def fill_backbone(model: nn.Module, state: State, path: Path, architecture: Arch
     if missing or mismatched:
         raise ArtifactError(f"{path} {_mismatch_message(architecture, len(expected), missing, mismatched)}")
     check_all_used(state, expected, head, path, architecture.backbone)
-    load_state(network, {name: state[name] for name in expected}, strict=False)
+    loaded = {name: state[name] for name in expected}
+    check_values(loaded, path)
+    load_state(network, loaded, strict=False)
 
 
 def _mismatch_message(
@@ -90,10 +92,14 @@ def _mismatch_message(
     ]
     first, others = next(iter(mismatched.items()), ("", ((), ()))), len(mismatched) - 1
     if not missing and others == 0 and _differs_by_channels(*first[1]):
-        return (
-            f"holds a {architecture.backbone} for images of {first[1][0][1]} channels ({shapes[0]}); winnow's images "
-            f"have 3. Sum or repeat the weights of {first[0]} over the channels, and save the file again"
+        channels = first[1][0][1]
+        remedy = (
+            f"Repeat the weights of {first[0]} over 3 channels, divide them by 3, and save the file again"
+            if channels == 1
+            else "Such weights cannot be used"
         )
+        images = f"images of {channels} {'channel' if channels == 1 else 'channels'}"
+        return f"holds a {architecture.backbone} for {images} ({shapes[0]}); winnow's images have 3. {remedy}"
     if not missing and list(mismatched) == [RESNET_STEM]:
         return (
             f"holds a {architecture.backbone} whose first layer does not fit: {shapes[0]}. Networks for images of up "
@@ -153,11 +159,10 @@ def strip_prefixes(state: State, expected: State) -> State:
 def read_tensors(path: Path, load_seconds: float = LOAD_SECONDS) -> State:
     """Return the tensors in a .safetensors or .pth file.
 
-    Raises ArtifactError where the file is missing, damaged or slow to load, holds more than tensors, or values by which
-    no network can compute.
+    Raises ArtifactError where the file is missing, damaged or slow to load, or holds more than tensors.
     """
     if path.suffix == ".safetensors":
-        return _check_values(_read_safetensors(path), path)
+        return _read_safetensors(path)
     try:
         seconds = load_seconds + path.stat().st_size / BYTES_PER_SECOND
     except OSError as error:
@@ -165,11 +170,11 @@ def read_tensors(path: Path, load_seconds: float = LOAD_SECONDS) -> State:
     with tempfile.TemporaryDirectory() as scratch:
         converted = Path(scratch) / "converted.safetensors"
         _convert_pickle(path, converted, seconds)
-        return _check_values(_read_safetensors(converted), path)
+        return _read_safetensors(converted)
 
 
-def _check_values(state: State, path: Path) -> State:
-    """Return the state. Raises ArtifactError for values that are not finite, and for variances below 0."""
+def check_values(state: State, path: Path) -> None:
+    """Raise ArtifactError for a backbone's tensors that are not finite, and for variances below 0."""
     for name, value in state.items():
         is_finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
         if not is_finite or (name.endswith("running_var") and bool((value < 0).any())):
@@ -178,7 +183,6 @@ def _check_values(state: State, path: Path) -> State:
                 f"{path}: {name} has {problem}, so no network can compute with it; the training that wrote the file "
                 "has failed, or the file is damaged. Use an earlier checkpoint, or choose other weights"
             )
-    return state
 
 
 def _convert_pickle(path: Path, out: Path, seconds: float) -> None:

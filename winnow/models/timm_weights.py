@@ -11,7 +11,14 @@ from winnow.config.backbones import TIMM
 from winnow.errors import ArtifactError, ConfigError
 from winnow.models.backbones import Architecture
 from winnow.models.classifier_head import backbone_state, head_path
-from winnow.models.foreign_weights import BATCH_COUNTER, State, check_all_used, read_tensors, strip_prefixes
+from winnow.models.foreign_weights import (
+    BATCH_COUNTER,
+    State,
+    check_all_used,
+    check_values,
+    read_tensors,
+    strip_prefixes,
+)
 from winnow.models.input_adapter import without_adapter
 from winnow.models.known_weights import NOT_STATED, KnownWeights
 from winnow.models.state_loading import load_state
@@ -74,9 +81,11 @@ def fill_timm_network(model: nn.Module, architecture: Architecture, name: str, t
             f"{file} does not hold a {name} of timm: {len(missing)} of {len(expected)} tensors are not in the file "
             f"({listing}); set the backbone to the network that the file was made from"
         )
-    if expected.keys() <= tensors.keys():  # timm has not converted the names
+    if {key for key in expected if not key.endswith(BATCH_COUNTER)} <= tensors.keys():  # timm has converted no names
         check_all_used(tensors, expected, head, file, TIMM + name)
-    load_state(network, {key: filled[key] for key in expected}, strict=False)
+    loaded = {key: filled[key] for key in expected}
+    check_values(loaded, file)
+    load_state(network, loaded, strict=False)
 
 
 def _filled_state(name: str, architecture: Architecture, tensors: State, file: Path) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from winnow.benchmark.speedups import read_ratio
 from winnow.config import ROOT
 from winnow.evaluation.intervals import Ratio
 from winnow.records.candidate_file import ClassScores
@@ -32,8 +33,9 @@ from winnow.reporting.html import (
     two_lines,
 )
 from winnow.reporting.interactive_front import FrontPoint, draw_interactive_front
-from winnow.reporting.plots import TradeOffPoint
+from winnow.reporting.plots import TradeOffPoint, accuracy_measure
 from winnow.reporting.run_records import RunRecords
+from winnow.reporting.speed_section import SPEEDUPS, format_ratio
 from winnow.selection.gates import GATES, describe_failures
 
 SHOWN_CLASSES = 30
@@ -42,26 +44,39 @@ SHOWN_CLASSES = 30
 def render_candidates(records: RunRecords, test_metrics: Mapping[str, float]) -> Html:
     """Return the interactive front, and a table with the figures that decide, dense first.
 
-    `test_metrics`: the metrics of the report, for top-1 on the test split.
+    `test_metrics`: the metrics of the report, for top-1 on the test split. Speed is that of the machine that serves.
     """
     batched = records.selection.parameters["objective"] == "throughput"
+    batch, kinds = records.large if batched else 1, _shown_baselines(records)
     tested = {name: tested_top1(name, records.winner, test_metrics) for name in records.candidates}
     has_test, rows = any(tested.values()), []
     for name in records.candidates:
-        row = records.row(name)
-        speedups = [_ratio(row.speedups[kind][batched], with_ends=kind == "float") for kind in ("eager", "float")]
-        speed = number(row.throughput_ips) if batched else digits(row.latency_ms)
+        row, speed = records.row(name), records.serving(name)
+        time = number(speed.get("best/throughput_ips")) if batched else digits(speed.get("best/latency_ms"))
+        speedups = [_ratio_cell(read_ratio(speed, f"speedup/{kind}_b{batch}")) for kind in kinds]
         test_cell = [_top1_cell(tested[name])] if has_test else []
-        cells = [two_lines(name, row.origin), _top1_cell(row.top1), *test_cell, digits(row.size_mb), speed, *speedups]
-        rows.append(Row([*cells, row.outcome], records.row_css(name)))
-    heading = ["candidate", "top-1", *(["on test"] if has_test else []), "file, MB"]
-    heading += [f"images/s, batch {records.large}" if batched else "one image, ms"]
-    heading += ["× PyTorch dense", "× fastest dense", "verdict"]
-    caption = (
-        "Small figures: 95 % intervals. × PyTorch dense: speed over dense in PyTorch eager f32; × fastest dense: over "
-        "dense as the fastest float file in any runtime"
+        cells = [two_lines(name, row.origin), _top1_cell(row.top1), *test_cell, digits(row.size_mb), time, *speedups]
+        rows.append(Row([*cells, tag("span", row.outcome, css="verdict")], records.row_css(name)))
+    heading: list[Content] = ["candidate", "top-1", *(["on test"] if has_test else []), "file, MB"]
+    heading += [f"images/s, batch {batch}" if batched else "one image, ms", *(SPEEDUPS[kind][1] for kind in kinds)]
+    caption = f"Small figures: 95 % intervals. Speed-ups are over dense, {_machine(records)}"
+    return join(_front(records), table([*heading, "verdict"], rows, caption=caption))
+
+
+def _shown_baselines(records: RunRecords) -> tuple[str, ...]:
+    """Return the baselines of the speed-ups: on another serving machine dense was timed as a file alone."""
+    return ("float",) if records.target else tuple(SPEEDUPS)
+
+
+def _machine(records: RunRecords) -> str:
+    """Return the machine whose figures decide."""
+    machine = records.benchmark.machine
+    assert machine is not None
+    return (
+        f"on the serving machine, {records.target}"
+        if records.target
+        else f"on {machine.cpu}, {machine.threads} threads"
     )
-    return join(_front(records), table(heading, rows, caption=caption))
 
 
 def _top1_cell(share: Share | None) -> Content:
@@ -72,10 +87,10 @@ def _interval(share: Share) -> str:
     return f"{share.low * 100:.1f} to {percent(share.high)}"
 
 
-def _ratio(ratio: Ratio | None, *, with_ends: bool) -> Content:
+def _ratio_cell(ratio: Ratio | None) -> Content:
     if ratio is None:
         return MISSING
-    if not with_ends or not math.isfinite(ratio.high):
+    if not math.isfinite(ratio.high):
         return f"{ratio.value:.1f}"
     return two_lines(f"{ratio.value:.1f}", f"{ratio.low:.1f} to {ratio.high:.1f}")
 
@@ -164,31 +179,28 @@ def trade_off_points(records: RunRecords) -> list[TradeOffPoint]:
 
 def _front(records: RunRecords) -> Html:
     """Return the candidates that were timed as an interactive plot; the picture of MLflow without JavaScript."""
-    selection = records.selection.details
-    names = ", ".join(selection.front)
-    points = [_front_point(records, point) for point in trade_off_points(records) if point.latency_ms is not None]
+    selection, points = records.selection.details, trade_off_points(records)
+    shown = [_front_point(records, point) for point in points if point.latency_ms is not None]
     alt = "Accuracy over latency of all candidates; the numbers are in the table below"
     picture = figure(records.trade_off, alt, "", css="wide")
-    if not points:
+    if not shown:
         return picture
     caption = (
         "Point at a candidate to see its figures. Squares are int8 files; the larger the marker, the larger the file. "
-        f"On the front are {names}: no other candidate is better than one of them in accuracy, size and latency at "
-        "once. The line joins those that no other beats in accuracy and latency. "
+        f"On the front are {', '.join(selection.front)}: no other candidate beats any of them in accuracy, size and "
+        f"latency at once. The line joins those that no other beats in accuracy and latency. Latency "
+        f"{_machine(records)}. "
     )
     caption += f"Ringed: {records.winner}." if records.winner else "No candidate passes every gate."
-    measures_agreement = any(row.measures_agreement for row in trade_off_points(records))
-    measure = "agreement with dense" if measures_agreement else "top-1 accuracy"
-    return tag("figure", draw_interactive_front(points, measure, picture), tag("figcaption", caption))
+    plot = draw_interactive_front(shown, accuracy_measure(points), picture)
+    return tag("figure", plot, tag("figcaption", caption))
 
 
 def _front_point(records: RunRecords, point: TradeOffPoint) -> FrontPoint:
     """Return a candidate of the interactive plot, with its figures as text."""
-    row = records.row(point.name)
-    assert point.latency_ms is not None
+    row, speed = records.row(point.name), records.serving(point.name)
     top1 = f"{percent(row.top1.value)} ({_interval(row.top1)})" if row.top1 else MISSING
     lost = f"{signed(row.drop.points)} ({format_interval(row.drop.low, row.drop.high)})" if row.drop else MISSING
-    eager, best_float = row.speedups["eager"][0], row.speedups["float"][0]
     details = {
         "made from": row.origin,
         "top-1": top1,
@@ -196,21 +208,11 @@ def _front_point(records: RunRecords, point: TradeOffPoint) -> FrontPoint:
         "agreement": percent(row.agreement),
         "file": digits(row.size_mb, "MB"),
         "one image": digits(point.latency_ms, "ms"),
-        "× PyTorch dense": f"{eager.value:.1f}" if eager else MISSING,
-        "× fastest dense": f"{best_float.value:.1f}" if best_float else MISSING,
+        **{SPEEDUPS[kind][0]: f"× {format_ratio(speed, f'speedup/{kind}_b1')}" for kind in _shown_baselines(records)},
         "verdict": row.outcome,
     }
-    return FrontPoint(
-        name=point.name,
-        method="fine-tuned" if point.name == ROOT else row.method,
-        latency_ms=point.latency_ms,
-        accuracy_percent=point.accuracy * 100,
-        size_mb=point.size_mb,
-        is_winner=point.highlighted,
-        is_int8=row.precision == "int8",
-        is_labelled=point.on_front or point.name == ROOT,
-        details=tuple(details.items()),
-    )
+    method = "fine-tuned" if point.name == ROOT else row.method
+    return FrontPoint(point, method, is_int8=row.precision == "int8", details=tuple(details.items()))
 
 
 def render_classes(records: RunRecords) -> Html:

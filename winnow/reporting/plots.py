@@ -32,6 +32,7 @@ INK, MUTED, RULE = "#1f2430", "#6b7280", "#d9dce3"
 BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 FACTORS = {"runtime": BLUE, "structure": ORANGE, "precision": GREEN}
 """One colour per factor of winnow.benchmark.speedups.attribute_speedup."""
+LATENCY_LABEL = "p50 latency of one image on the best runtime, ms (left is better)"
 LARGEST_MARKER = 700.0
 """Area of the largest file's marker, points squared."""
 STYLE: dict[Any, Any] = {
@@ -75,6 +76,22 @@ class TradeOffPoint:
     highlighted: bool
 
 
+def is_wide_range(values: Sequence[float]) -> bool:
+    """Return whether an axis of these values should be logarithmic."""
+    return len(values) > 0 and max(values) > 4 * min(values)
+
+
+def front_line(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return those of (latency, accuracy) that no other beats in both, from left to right."""
+    line = sorted(points)
+    return [line[index] for index in pareto_front([(latency, -accuracy) for latency, accuracy in line])]
+
+
+def accuracy_measure(points: Sequence[TradeOffPoint]) -> str:
+    """Return what `accuracy` of these points is."""
+    return "agreement with dense" if any(point.measures_agreement for point in points) else "top-1 accuracy"
+
+
 def plot_pareto(points: Sequence[TradeOffPoint]) -> bytes:
     """Return a PNG: accuracy over latency, file size as marker area, the front as a line, the winner in orange."""
     drawn = [point for point in points if point.latency_ms is not None]
@@ -85,19 +102,17 @@ def plot_pareto(points: Sequence[TradeOffPoint]) -> bytes:
         y = [point.accuracy * 100 for point in drawn]
         largest = max((point.size_mb for point in drawn), default=1.0)
         areas = [LARGEST_MARKER * point.size_mb / largest for point in drawn]
-        if x and max(x) > 4 * min(x):
+        if is_wide_range(x):
             axes.set_xscale("log")
         axes.margins(0.16, 0.16)
-        line = sorted(zip(x, y, strict=True))
-        front = [line[index] for index in pareto_front([(a, -b) for a, b in line])]
+        front = front_line(list(zip(x, y, strict=True)))
         axes.plot(*np.array(front).reshape(-1, 2).T, color=BLUE, linewidth=1.2, zorder=2)
         for point, a, b, area in zip(drawn, x, y, areas, strict=True):
             colour = VERMILLION if point.highlighted else BLUE if point.on_front else MUTED
             face = colour if point.on_front else "none"
             axes.scatter(a, b, s=area, facecolor=face, edgecolor=colour, linewidth=1.4, zorder=3)
-        measure = "agreement with dense" if any(point.measures_agreement for point in drawn) else "top-1 accuracy"
-        axes.set_xlabel("p50 latency of one image on the best runtime, ms (left is better)")
-        axes.set_ylabel(f"{measure} on validation, % (up is better)")
+        axes.set_xlabel(LATENCY_LABEL)
+        axes.set_ylabel(f"{accuracy_measure(drawn)} on validation, % (up is better)")
         plain_ticks(axes)
         labels = [
             Label(f"{point.name}, {point.size_mb:.2f} MB", a, b, area, point.highlighted)

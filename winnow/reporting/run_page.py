@@ -87,7 +87,7 @@ class TestResult:
 
 
 def render_run_page(records: RunRecords, test_result: TestResult) -> str:
-    """Return the HTML file. Raises MissingExtra without matplotlib."""
+    """Return the HTML file. Raises MissingExtra without matplotlib and Bokeh."""
     parts = [
         section("candidates", "The candidates", render_candidates(records, test_result.metrics)),
         *([folded("test", *_test_section(records, test_result))] if TEST_METRIC in test_result.metrics else []),

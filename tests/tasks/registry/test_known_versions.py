@@ -43,8 +43,9 @@ def look_up(paths: ProjectPaths) -> str:
 
 def test_an_unchanged_store_is_not_asked_again(paths: ProjectPaths) -> None:
     promote(paths, write_run(paths.root, "quick"))
-    assert look_up(paths) == "1 True"
-    assert known_versions.recall(paths, MODEL, CHAMPION) is None  # the store has just been written
+    age_store(paths, 0)
+    registered_models.get(paths, MODEL, CHAMPION)
+    assert known_versions.read_version(paths, MODEL, CHAMPION) is None  # the store has just been written
     age_store(paths, 10)
     assert look_up(paths) == "1 True"
     assert look_up(paths) == "1 False"
@@ -54,12 +55,12 @@ def test_a_change_of_the_store_is_seen_at_once(paths: ProjectPaths) -> None:
     promote(paths, write_run(paths.root, "quick"))
     age_store(paths, 10)
     version = registered_models.get(paths, MODEL, CHAMPION)
-    known = known_versions.recall(paths, MODEL, CHAMPION)
+    known = known_versions.read_version(paths, MODEL, CHAMPION)
     assert known is not None
     assert registered_models.get(paths, MODEL, CHAMPION) == version
-    assert known_versions.recall(paths, MODEL, "2") is None
+    assert known_versions.read_version(paths, MODEL, "2") is None
     registered_models.set_alias(paths, MODEL, CHAMPION, None)
-    assert known_versions.recall(paths, MODEL, CHAMPION) is None
+    assert known_versions.read_version(paths, MODEL, CHAMPION) is None
     with pytest.raises(WinnowError, match="nothing has been promoted yet"):
         registered_models.get(paths, MODEL, CHAMPION)
 
@@ -70,13 +71,20 @@ def test_versions_on_a_server_are_always_looked_up(paths: ProjectPaths, monkeypa
     registered_models.get(paths, MODEL, CHAMPION)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:1")
     assert known_versions.store_fingerprint(paths) == []
-    assert known_versions.recall(paths, MODEL, CHAMPION) is None
+    assert known_versions.read_version(paths, MODEL, CHAMPION) is None
 
 
-def test_a_damaged_memory_is_ignored(paths: ProjectPaths) -> None:
+def test_a_damaged_cache_is_ignored(paths: ProjectPaths) -> None:
     promote(paths, write_run(paths.root, "quick"))
     age_store(paths, 10)
     version = registered_models.get(paths, MODEL, CHAMPION)
     file: Path = paths.state_dir / "known-versions.json"
     file.write_text("{", encoding="utf-8")
     assert registered_models.get(paths, MODEL, CHAMPION) == version
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(paths: ProjectPaths) -> None:
+    promote(paths, write_run(paths.root, "quick"))
+    age_store(paths, 10)
+    (paths.state_dir / "known-versions.json").mkdir()
+    assert registered_models.get(paths, MODEL, CHAMPION).number == "1"

@@ -55,7 +55,7 @@ def test_no_images_have_no_logits(network: winnow.Network, int8: winnow.OnnxNetw
 def test_evaluate_refuses_other_classes_sizes_and_splits(network: winnow.Network, tiny_set: ImageSet) -> None:
     with pytest.raises(DataError, match="evaluate: the network has 3 classes, the images have 5"):
         winnow.evaluate(network, winnow.images_from_arrays(pixels(), np.arange(30) % 5))
-    with pytest.raises(DataError, match="takes pixels"):
+    with pytest.raises(DataError, match="evaluate: the network takes images of 16 pixels, these have 8"):
         winnow.evaluate(network, winnow.images_from_arrays(pixels(size=8), LABELS_N))
     with pytest.raises(ConfigError, match="split: 'val' is not one of train, validation, test"):
         winnow.evaluate(network, tiny_set, "val")  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def test_a_caller_may_keep_the_test_images_apart() -> None:
 
 def test_labels_that_are_ids_are_refused() -> None:
     """Each number below the largest would get a class: names of two thousand million classes fill the memory."""
-    with pytest.raises(DataError, match=r"label 2000000000 is above the number of images, 30: labels count"):
+    with pytest.raises(DataError, match=r"label 2000000000 is not below the number of images, 30: labels count"):
         winnow.images_from_arrays(pixels(), LABELS_N * 10**9)
     names, labels = np.unique(LABELS_N * 10**9, return_inverse=True)
     images = winnow.images_from_arrays(pixels(), labels, [str(name) for name in names])
@@ -140,7 +140,7 @@ def test_cases_to_time_are_checked(network: winnow.Network, tiny_set: ImageSet, 
 def test_networks_to_time_are_checked(network: winnow.Network, tiny_set: ImageSet) -> None:
     with pytest.raises(ConfigError, match="pass at least one network"):
         winnow.time_networks({}, tiny_set)
-    with pytest.raises(DataError, match="takes pixels"):
+    with pytest.raises(DataError, match="time_networks, dense: the network takes images of 16 pixels"):
         winnow.time_networks({"dense": network}, winnow.images_from_arrays(pixels(size=8), LABELS_N))
 
 
@@ -182,3 +182,30 @@ def test_other_sections_have_messages(network: winnow.Network, tiny_set: ImageSe
         winnow.embed(tiny_set, tmp_path / "e", weights="models:/a@b")
     with pytest.raises(ConfigError, match=r"finetune has 1 mistake:\n  unlabelled\.neighbours: "):
         winnow.finetune(network, tiny_set, unlabelled={"method": "propagation", "neighbours": 0})
+
+
+@pytest.mark.parametrize("function", ["quantize", "prune", "finetune"])
+def test_images_of_another_size_are_refused(network: winnow.Network, function: str) -> None:
+    others = winnow.images_from_arrays(pixels(size=24), LABELS_N)
+    with pytest.raises(DataError, match=rf"{function}: the network takes images of 16 pixels, these have 24"):
+        getattr(winnow, function)(network, others, **({"remove": {"channels": 0.3}} if function == "prune" else {}))
+
+
+def test_a_module_of_torch_is_no_network(network: winnow.Network, tiny_set: ImageSet, tmp_path: Path) -> None:
+    calls: dict[str, Any] = {
+        "predict": lambda: winnow.predict(network.model, pixels()),  # type: ignore[arg-type]
+        "evaluate": lambda: winnow.evaluate("x", tiny_set),  # type: ignore[arg-type]
+        "save": lambda: winnow.save(network.model, tmp_path / "saved"),  # type: ignore[arg-type]
+        "time_networks, a": lambda: winnow.time_networks({"a": network.model}, tiny_set),  # type: ignore[dict-item]
+    }
+    for name, call in calls.items():
+        with pytest.raises(ConfigError, match=rf"{name}: expected a network that a function of winnow returned, not "):
+            call()
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_list_of_pixels_is_an_array(network: winnow.Network) -> None:
+    as_lists: Any = pixels(2).tolist()
+    with pytest.raises(DataError, match="not int64"):
+        winnow.predict(network, as_lists)
+    assert np.array_equal(winnow.predict(network, list(pixels(2))), winnow.predict(network, pixels(2)))  # type: ignore[arg-type]

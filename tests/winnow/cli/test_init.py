@@ -69,6 +69,19 @@ def test_images_inside_the_project_have_a_relative_path(photos: Path, tmp_path: 
     assert read_params(root)["data"]["path"] == "data/photos"
 
 
+@pytest.mark.parametrize("where", [".", "..", "labels.csv", "../labels.csv"])
+def test_a_project_among_its_images_is_refused(photos: Path, where: str) -> None:
+    """`winnow run` would refuse it: the results of the project would be among the images."""
+    root = photos if where in (".", "labels.csv") else photos / "shop"
+    for folder in (photos, photos / "shop"):
+        folder.mkdir(exist_ok=True)
+    (photos / "labels.csv").write_text("path,label\ndisc/000.png,a\nstripes/000.png,b\n", encoding="utf-8")
+    before = sorted(path for path in photos.rglob("*"))
+    with pytest.raises(ConfigError, match=r"holds the project itself .*create the project elsewhere"):
+        create_project(root, str(root / where))
+    assert sorted(path for path in photos.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["on", "1:30", "2024", "null"])
 def test_a_folder_whose_name_yaml_would_change_stays_text(photos: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "shop").mkdir()

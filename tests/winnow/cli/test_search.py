@@ -9,7 +9,9 @@ from tests.conftest import tiny_params
 from winnow.cli.main import main
 
 
-@pytest.mark.parametrize("options", [["--name", ""], ["--name", "x" * 61], ["--name", "../x"], ["--add", "x" * 300]])
+@pytest.mark.parametrize(
+    "options", [["--name", ""], ["--name", "x" * 61], ["--name", "../x"], ["--add", "x" * 300], ["--add", "x" * 57]]
+)
 def test_a_refused_name_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:

@@ -319,7 +319,7 @@ def test_an_archive_is_read_like_a_folder(
 @pytest.mark.parametrize(("pack", "name"), PACKERS)
 def test_members_outside_the_archive_are_rejected(tmp_path: Path, pack: Any, name: str) -> None:
     outside = {"cat/../../etc/x.jpg": b"x", "/cat/y.jpg": b"y", "../z.jpg": b"z", "../../deep/z.jpg": b"z"}
-    path = pack(tmp_path / name, {member: b"." for member in CLASS_FOLDERS} | outside)
+    path = pack(tmp_path / name, {member: b"." for member in CLASS_FOLDERS} | outside | {"/.": b"no name"})
     source = open_tree(Archive(path), "my")
     assert set(list_items(source)) == set(CLASS_FOLDERS)
     assert (source.classes, source.count) == (("cat", "dog"), len(CLASS_FOLDERS))

@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.project.disk_errors import describe_disk_error
+from tasks.project.disk_errors import describe_path_error
 from tests.conftest import CLASSES, SIZE
 from tests.winnow.data.test_foreign_files import USED, encode_image
 from winnow.config import Benchmark
 from winnow.data.dataset import decode
+from winnow.data.header_limits import MAX_PIXELS
 from winnow.data.preprocessing import POLICIES, Preprocessing
+from winnow.deploy import example_predict
 from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.bundle import HostCheck, export_host_check, export_model
 from winnow.deploy.example_predict import load_pixels
 from winnow.deploy.model_card import render_model_card
 from winnow.errors import DataError
 from winnow.evaluation.metrics import softmax
+from winnow.printable import BIDI_CONTROLS
 from winnow.records import DeploymentCard
 
 CHECK = HostCheck(Benchmark(), None)
@@ -169,11 +172,16 @@ def test_a_folder_that_cannot_be_made_is_named(promoted: Path, tmp_path: Path, w
     with pytest.raises((DataError, OSError)) as exc_info:
         export_model(promoted, tmp_path / where, "photos", CHECK)
     error = exc_info.value
-    message = str(error) if isinstance(error, DataError) else describe_disk_error(error, tmp_path)
+    message = str(error) if isinstance(error, DataError) else describe_path_error(error)
     assert message is not None
     assert re.search(r"name another folder|choose another path", message)
     assert (tmp_path / "photo.png").read_bytes() == b"photo"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "promoted"]
+
+
+def test_the_example_has_the_limits_of_winnow() -> None:
+    assert example_predict.MAX_PIXELS == MAX_PIXELS
+    assert set(example_predict.BIDI) == BIDI_CONTROLS
 
 
 def test_the_example_escapes_names_and_refuses_pipes_and_huge_images(promoted: Path, tmp_path: Path) -> None:

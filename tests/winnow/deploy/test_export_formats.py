@@ -59,6 +59,7 @@ def test_a_format_predicts_as_the_onnx_file(
     folder, out = deployed(name), tmp_path / "out"
     for _ in range(2):  # an earlier export is replaced
         export_model(folder, out, "photos", CHECK, OtherFormats((form,), folder))
+    assert f"`{form}/model." in (out / "README.md").read_text(encoding="utf-8")
     np.save(tmp_path / "pixels.npy", PIXELS_NHWC)
     command = [sys.executable, "-I", "-c", READERS[form], out, tmp_path / "pixels.npy", tmp_path / "logits.npy"]
     subprocess.run(command, check=True, capture_output=True)

@@ -159,10 +159,11 @@ def test_another_stem_is_an_error_with_a_remedy(
 @pytest.mark.parametrize("image_size", [32, 224])
 def test_weights_of_gray_images_are_named_as_such(tmp_path: Path, image_size: int) -> None:
     state = torchvision.models.resnet18(weights=None).state_dict()
-    save_file(state | {"conv1.weight": torch.zeros(64, 1, 7, 7)}, tmp_path / "w.safetensors")
     architecture = Architecture(backbone="resnet18", num_classes=3, image_size=image_size)
-    with pytest.raises(ArtifactError, match=r"for images of 1 channels .*winnow's images have 3\. .* weights of conv1"):
-        load_foreign_backbone(tmp_path / "w.safetensors", architecture)
+    for channels, message in ((1, r"1 channel .* divide them by 3"), (6, r"6 channels .* cannot be used")):
+        save_file(state | {"conv1.weight": torch.zeros(64, channels, 7, 7)}, tmp_path / "w.safetensors")
+        with pytest.raises(ArtifactError, match=rf"for images of {message}"):
+            load_foreign_backbone(tmp_path / "w.safetensors", architecture)
 
 
 def endless_pickle() -> bytes:
