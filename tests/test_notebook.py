@@ -35,4 +35,4 @@ def test_the_notebook_runs_and_prints_what_it_shows(monkeypatch: pytest.MonkeyPa
     for cell, shown in zip(code, [cell for cell in stored.cells if cell.cell_type == "code"], strict=True):
         assert len(printed(cell).splitlines()) == len(printed(shown).splitlines())
     accuracies = {line[:18].strip(): float(line[18:].split()[0]) for line in printed(code[3]).splitlines()}
-    assert accuracies["random weights"] < accuracies["pretrained"] < accuracies["and pseudo-labels"]
+    assert accuracies["and pseudo-labels"] > accuracies["random weights"] + 5
