@@ -18,9 +18,12 @@ import psutil
 import psycopg2
 import pytest
 
-from tests.integration.conftest import Project, make_project, run_params
-from tests.integration.running import free_ports, start, start_command, stop
+from tasks.project.paths import ProjectPaths
+from tasks.project.state_files import PROMOTED
+from tests.integration.conftest import NEVER_DUE, Project, make_project, run_params
+from tests.integration.running import RunningProject, free_ports, start, start_command, stop
 from winnow.errors import WinnowError
+from winnow.records import sha256_of
 from winnow.servers import postgresql
 from winnow.servers.supervisor import MARK, is_port_taken
 
@@ -282,6 +285,71 @@ def test_a_second_machine_resumes_where_the_first_stopped(team: Team, tmp_path: 
     assert len(query_mlflow(first, LIST_RUNS)) == len(runs) + 1  # the execution without steps
 
 
+def test_two_projects_on_the_same_servers_do_not_meet(team: Team, tmp_path: Path) -> None:
+    """Both run the chain at the same time, then compare with the champion every minute; then one of them ends."""
+    ensure_run(team.first)
+    other = replace(make_project(tmp_path / "other", tmp_path / "home"), variables=team.shell("engineer"))
+    params = small_params()
+    params["promotion"]["registered_model"] = "fruit"
+    params["pretrain"]["seed"] = 5  # other files
+    other.set_params(params)
+    projects = {"photos": team.first, "fruit": other}
+    original = (team.first.root / "prefect.yaml").read_text()
+    for project in projects.values():
+        _promote_each_minute(project.root / "prefect.yaml")
+    running = {name: start(project) for name, project in projects.items()}
+    digests: dict[str, str | None] = {}
+    try:
+        runs = {name: each.schedule(f"winnow/{name}") for name, each in running.items()}
+        for name, each in running.items():
+            finished = each.wait(runs[name], "Completed")
+            assert finished["work_pool_name"] == f"winnow-{name}"
+        for name, project in projects.items():
+            promoted = PROMOTED.read(ProjectPaths(project.root))
+            assert promoted is not None
+            assert promoted["model"] == name
+            digests[name] = promoted["sha256"]
+            versions = query_mlflow(project, LIST_VERSIONS, name)
+            assert ["champion" in aliases for _, aliases in versions].count(True) == 1
+            assert promoted["sha256"] in {sha256_of(file) for file in project.root.glob("artifacts/**/model.onnx")}
+        assert digests["photos"] != digests["fruit"]
+        for name, each in running.items():
+            assert _completed_promotions(each, name, 2), each.logs()
+        stop(running.pop("fruit").process)
+        done = len(_completed_promotions(running["photos"], "photos", 1))
+        assert _completed_promotions(running["photos"], "photos", done + 2)
+    finally:
+        for each in running.values():
+            stop(each.process)
+        (team.first.root / "prefect.yaml").write_text(original)
+    assert query_mlflow(team.first, LIST_RUNS) != query_mlflow(other, LIST_RUNS, "fruit")
+    assert "Nothing has changed" in other.winnow("run").stdout
+
+
+def _promote_each_minute(schedules: Path) -> None:
+    """Let the flow promote be due every minute."""
+    before, promote, after = schedules.read_text().partition("entrypoint: flows/promote.py:promote")
+    schedules.write_text(before + promote + after.replace(f'cron: "{NEVER_DUE}"', 'cron: "* * * * *"', 1))
+
+
+def _completed_promotions(running: RunningProject, name: str, count: int) -> list[str]:
+    """Return the ids of at least `count` completed runs of promote/NAME; [] if they do not complete in five minutes."""
+    deployment = running.get(f"deployments/name/promote/{name}")["id"]
+    query = {
+        "deployments": {"id": {"any_": [deployment]}},
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}},
+    }
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        rows = running.post("flow_runs/filter", query)
+        assert {row["state_type"] for row in rows} <= {"COMPLETED"}, running.logs()
+        assert {row["work_pool_name"] for row in rows} <= {f"winnow-{name}"}
+        if len(rows) >= count:
+            return [row["id"] for row in rows]
+        time.sleep(2)
+    return []
+
+
 def ensure_run(project: Project) -> None:
     """Run the chain if no earlier test has done so."""
     if not (project.root / "dvc.lock").exists():
@@ -351,9 +419,9 @@ print("FOUND", json.dumps(outcomes))
 """
 
 
-def query_mlflow(project: Project, code: str) -> list:
-    """Return what MLflow answers to the account of this project's shell."""
-    result = project.call(sys.executable, "-c", CLIENT + code)
+def query_mlflow(project: Project, code: str, model: str = "photos") -> list:
+    """Return what MLflow answers to the account of this project's shell. `model`: the project's registered model."""
+    result = project.call(sys.executable, "-c", (CLIENT + code).replace("photos", model))
     assert result.returncode == 0, result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("FOUND"))
     rows: list = json.loads(line.removeprefix("FOUND"))
