@@ -13,7 +13,7 @@ import pytest
 from tasks.project import passwords, run_lock, state_files
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import CONFIRMATIONS, AnnouncedServers, StateFile
-from tasks.registry import promotion_state
+from tasks.registry import known_versions, promotion_state
 from tasks.tracking import tracking_store
 from winnow.cli import plan, run
 from winnow.errors import ArtifactError, WinnowError
@@ -46,6 +46,7 @@ READERS: dict[str, Callable[[ProjectPaths], Any]] = {
     "promoted.json": promotion_state.read_reasons,
     "servers.json": state_files.SERVERS.read,
     "verified.json": state_files.VERIFIED.read,
+    "known-versions.json": lambda paths: known_versions.read_version(paths, "model", "champion"),
     "plan.json": lambda paths: plan.compare_with_plan(paths, {"pretrain": {}})[0],
     "versions/pretrain.json": run.version_changes,
     "run.step": lambda paths: run_lock._read(paths.state_dir / "run.step"),
@@ -99,6 +100,10 @@ CONTENTS: dict[str, Any] = {
     "label-check.json": {"/project/label_check.csv": {"a.jpg": "cat"}},
     "tracked.json": {"sqlite:///x": {"abc": "run"}},
     "deployed.json": {"here": ["name"]},
+    "known-versions.json": {
+        "store": [[1, 2, 3]],
+        "versions": {"model/champion": {"number": "1", "sha256": "a", "candidate": "b", "tags": {"c": "d"}}},
+    },
     "prefect-run.json": "6f1b2c9e-0d54-4c8e-9a83-2f6f8f0c5a11",
     "search/{}/mlflow.json": {"run": "abc", "trials": [1, 2]},
     "search/{}/confirmations.json": [3, 4],
