@@ -186,6 +186,15 @@ Fingerprint = list[int]
 """Size, modification time in ns, and inode of a file."""
 
 
+def file_fingerprint(path: Path) -> Fingerprint | None:
+    """Return the fingerprint of a file; None where there is none, or a folder."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return None if path.is_dir() else [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
 class KnownVersions(TypedDict):
     """Versions that were looked up in the project's own MLflow store."""
 

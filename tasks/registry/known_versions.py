@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import KNOWN_VERSIONS, Fingerprint, KnownVersion
+from tasks.project.state_files import KNOWN_VERSIONS, Fingerprint, KnownVersion, file_fingerprint
 from tasks.tracking import tracking_store
 
 DATABASE_SUFFIXES = ("", "-wal", "-journal")
@@ -23,11 +23,10 @@ def store_fingerprint(paths: ProjectPaths) -> list[Fingerprint]:
     if tracking_store.registry_address(paths) != paths.mlflow_store:
         return []
     database = paths.mlflow_store.removeprefix(tracking_store.SQLITE)
-    files = [Path(database + suffix) for suffix in DATABASE_SUFFIXES]
-    statuses = [file.stat() for file in files if file.is_file()]
-    if any(time.time() - status.st_mtime < CHANGED_RECENTLY for status in statuses):
+    prints = [found for suffix in DATABASE_SUFFIXES if (found := file_fingerprint(Path(database + suffix)))]
+    if any(time.time() - changed_ns / 1e9 < CHANGED_RECENTLY for _, changed_ns, _ in prints):
         return []
-    return [[status.st_size, status.st_mtime_ns, status.st_ino] for status in statuses]
+    return prints
 
 
 def read_version(paths: ProjectPaths, model: str, which: str) -> KnownVersion | None:

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tasks.project.paths import ProjectPaths
-from tasks.project.state_files import VERIFIED, Fingerprint
+from tasks.project.state_files import VERIFIED, Fingerprint, file_fingerprint
 from winnow.errors import ArtifactError
 
 DIRECTORY = ".dir"
@@ -82,7 +82,7 @@ def find_damaged(paths: ProjectPaths, full: bool = False) -> list[CachedFile]:
     still_verified: dict[str, Fingerprint] = {}
     damaged_entries = []
     for entry in _entries(paths):
-        fingerprint = _fingerprint(entry.content)
+        fingerprint = file_fingerprint(entry.content)
         if fingerprint is None:
             continue
         if verified.get(entry.md5) == fingerprint or md5_of(entry.content) == entry.md5:
@@ -96,7 +96,7 @@ def find_damaged(paths: ProjectPaths, full: bool = False) -> list[CachedFile]:
 
 def mark_verified(paths: ProjectPaths, stage: str) -> None:
     """Record the objects of a stage that has just run as verified: DVC has just hashed them."""
-    fingerprints = {entry.md5: _fingerprint(entry.content) for entry in _entries(paths) if entry.stage == stage}
+    fingerprints = {entry.md5: file_fingerprint(entry.content) for entry in _entries(paths) if entry.stage == stage}
     _save_verified(
         paths,
         VERIFIED.read(paths)
@@ -110,7 +110,7 @@ def remove_damaged(paths: ProjectPaths, entries: Collection[CachedFile]) -> None
     A separate file with the right content stays: DVC adds it to the cache again.
     """
     for entry in entries:
-        fingerprint = _fingerprint(entry.path)
+        fingerprint = file_fingerprint(entry.path)
         if fingerprint is not None and md5_of(entry.path) != entry.md5:
             entry.path.unlink()
         entry.content.unlink(missing_ok=True)
@@ -178,14 +178,6 @@ def _listed(listing: Path) -> list[dict[str, str]]:
 
 def _object(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
-
-
-def _fingerprint(path: Path) -> Fingerprint | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return None if path.is_dir() else [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def md5_of(path: Path) -> str:

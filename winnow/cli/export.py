@@ -8,6 +8,7 @@ from tasks.project.paths import ProjectPaths, registered_model_name
 from winnow.cli.command_setup import load_project_config
 from winnow.cli.progress import print_line
 from winnow.config import load_config
+from winnow.config.export_formats import TORCH
 from winnow.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ def export_folder(
         export_host_check(folder, check, config.data.image_size)
     else:
         version = registered_models.get(paths, name, model)
-        others = OtherFormats(formats, _find_weights(paths, version.sha256) if "torch" in formats else None)
+        others = OtherFormats(formats, _find_weights(paths, version.sha256) if TORCH in formats else None)
         export_model(registered_models.fetch(paths, name, version), folder, f"{name}, {version}", check, others)
         print_line(f"{version} of {name} is in {folder}" + (f", also as {', '.join(formats)}" if formats else ""))
     if with_candidates:

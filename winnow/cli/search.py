@@ -26,6 +26,7 @@ from winnow.config.candidates import NAME_RULE, RESERVED_NAMES, is_candidate_nam
 from winnow.errors import ConfigError, MissingExtra
 from winnow.hardware import cpu_flags, int8_sums_saturate
 from winnow.search.loop import SearchProgress, search
+from winnow.search.space import candidate_names
 from winnow.search.trial import SearchContext
 from winnow.steps.compress import CandidateFolders
 
@@ -87,20 +88,15 @@ def check_form_of_names(name: str, add: str) -> None:
     """Raise ConfigError for names that no search and no candidate can have."""
     if not is_candidate_name(name):
         raise ConfigError(f"--name {name!r}: not a valid name, which consists of {NAME_RULE}")
-    if add and not all(map(is_candidate_name, added_names(add))):
-        names = " and ".join(added_names(add))
+    if add and not all(map(is_candidate_name, candidate_names(add))):
+        names = " and ".join(candidate_names(add))
         raise ConfigError(f"--add {add!r}: not a valid name, which consists of {NAME_RULE}; {names} would be added")
-
-
-def added_names(add: str) -> tuple[str, str]:
-    """Return the names of the candidates that a search adds."""
-    return add, f"{add}-int8"
 
 
 def check_names(config: Config, name: str, add: str) -> None:
     """Raise ConfigError for an invalid name of a search or of candidates, before the search begins."""
     check_form_of_names(name, add)
-    taken_names = sorted({*added_names(add)} & {*config.candidates, *RESERVED_NAMES, ROOT, CONTROL})
+    taken_names = sorted({*candidate_names(add)} & {*config.candidates, *RESERVED_NAMES, ROOT, CONTROL})
     if taken_names:
         raise ConfigError(f"--add {add}: {', '.join(taken_names)} exists already; choose another name")
 

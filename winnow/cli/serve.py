@@ -30,7 +30,7 @@ def start_server(paths: ProjectPaths, config: Config, model: str, settings: Serv
     for package in ("litserve", "prometheus_client", "python_multipart"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package.replace("_", "-"), "serve")
-    _check(settings)
+    check_serving(settings)
     name = registered_model_name(config)
     version = registered_models.get(paths, name, model)
     folder = registered_models.fetch(paths, name, version)
@@ -51,7 +51,8 @@ def start_server(paths: ProjectPaths, config: Config, model: str, settings: Serv
     os.execv(sys.executable, [sys.executable, "-c", START, json.dumps(serving_json)])
 
 
-def _check(settings: ServingConfig) -> None:
+def check_serving(settings: ServingConfig) -> None:
+    """Raise WinnowError for settings that no server can have, and for a port that is taken."""
     if settings.host not in HOSTS:
         raise ConfigError(f"--host {settings.host}: it must be {', '.join(HOSTS)}; 127.0.0.1 is this machine alone")
     if settings.port not in PORTS:

@@ -15,6 +15,7 @@ are read, row by row; memory holds one entry for each path.
 from __future__ import annotations
 
 import csv
+import itertools
 import posixpath
 import re
 import sys
@@ -89,9 +90,7 @@ def ordered_classes(file: Path, numbers: Mapping[str, int]) -> tuple[tuple[str, 
     classes = tuple(sorted(names - {NO_LABEL} if _has_no_label(names) else names))
     if len(classes) < 2:
         raise DataError(f"{file}: labels of {len(classes)} classes, a classifier needs two")
-    positions = {name: position for position, name in enumerate(classes)} | (
-        {} if NO_LABEL in classes else {NO_LABEL: -1}
-    )
+    positions = {NO_LABEL: -1} | {name: position for position, name in enumerate(classes)}
     return classes, {number: positions[class_names[label]] for label, number in numbers.items()} | {-1: -1}
 
 
@@ -155,13 +154,12 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, str, str, str]]:
                     "table must be struct<bytes, path> or binary"
                 )
             used = [names[column] for column in columns if column >= 0]
-            number = 0
+            numbers = itertools.count(1)
             for batch in table.iter_batches(columns=used):
                 values = {name: batch.column(name).to_pylist() for name in used}
                 for index in range(batch.num_rows):
-                    number += 1
                     cells = (values[names[column]][index] if column >= 0 else "" for column in columns)
-                    yield cell_texts(cells, f"{file}: row {number}")
+                    yield cell_texts(cells, f"{file}: row {next(numbers)}")
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file} cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from error
 

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from winnow.config.export_formats import FORMAT_FILES, OPENVINO
+from winnow.deploy.batch_inference import predict_file
 from winnow.deploy.onnx_export import PARITY_TOLERANCE, Deployable
-from winnow.deploy.onnx_session import INPUT, MODEL, OUTPUT, open_session
+from winnow.deploy.onnx_session import MODEL
 from winnow.deploy.openvino_inference import openvino_core
 from winnow.deploy.runtime_properties import NEEDED_AGREEMENT
 from winnow.errors import ArtifactError, ConfigError
@@ -79,7 +80,7 @@ def _check_agreement(
     name: str, model: Path, precision: Precision, pixels_NHWC: NDArray[np.uint8], logits_NC: NDArray[np.float32]
 ) -> None:
     """Raise ArtifactError where the logits differ from those of the ONNX file; int8 runtimes may round differently."""
-    expected_NC = open_session(model).run([OUTPUT], {INPUT: pixels_NHWC})[0]
+    expected_NC = predict_file(model, pixels_NHWC, np.arange(len(pixels_NHWC)))
     agreement = float((logits_NC.argmax(1) == expected_NC.argmax(1)).mean())
     scale = max(1.0, float(np.abs(expected_NC).max()))
     difference = float(np.abs(logits_NC - expected_NC).max()) / scale

@@ -90,16 +90,15 @@ def _mismatch_message(
         f"{name} is {file_shape} in the file and {network_shape} in the network"
         for name, (file_shape, network_shape) in mismatched.items()
     ]
-    first, others = next(iter(mismatched.items()), ("", ((), ()))), len(mismatched) - 1
-    if not missing and others == 0 and _differs_by_channels(*first[1]):
-        channels = first[1][0][1]
-        remedy = (
-            f"Repeat the weights of {first[0]} over 3 channels, divide them by 3, and save the file again"
-            if channels == 1
-            else "Such weights cannot be used"
-        )
-        images = f"images of {channels} {'channel' if channels == 1 else 'channels'}"
-        return f"holds a {architecture.backbone} for {images} ({shapes[0]}); winnow's images have 3. {remedy}"
+    if not missing and len(mismatched) == 1:
+        [(name, (file_shape, network_shape))] = mismatched.items()
+        if _differs_by_channels(file_shape, network_shape):
+            channels = file_shape[1]
+            remedy, images = "Such weights cannot be used", f"images of {channels} channels"
+            if channels == 1:
+                remedy = f"Repeat the weights of {name} over 3 channels, divide them by 3, and save the file again"
+                images = "images of 1 channel"
+            return f"holds a {architecture.backbone} for {images} ({shapes[0]}); winnow's images have 3. {remedy}"
     if not missing and list(mismatched) == [RESNET_STEM]:
         return (
             f"holds a {architecture.backbone} whose first layer does not fit: {shapes[0]}. Networks for images of up "

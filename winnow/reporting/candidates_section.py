@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-from winnow.benchmark.speedups import read_ratio
 from winnow.config import ROOT
-from winnow.evaluation.intervals import Ratio
 from winnow.records.candidate_file import ClassScores
 from winnow.records.selection import Gate
 from winnow.reporting import plots
@@ -35,7 +32,7 @@ from winnow.reporting.html import (
 from winnow.reporting.interactive_front import FrontPoint, draw_interactive_front
 from winnow.reporting.plots import TradeOffPoint, accuracy_measure
 from winnow.reporting.run_records import RunRecords
-from winnow.reporting.speed_section import SPEEDUPS, format_ratio
+from winnow.reporting.speed_section import SPEEDUPS, format_ratio, ratio_cell
 from winnow.selection.gates import GATES, describe_failures
 
 SHOWN_CLASSES = 30
@@ -53,7 +50,7 @@ def render_candidates(records: RunRecords, test_metrics: Mapping[str, float]) ->
     for name in records.candidates:
         row, speed = records.row(name), records.serving(name)
         time = number(speed.get("best/throughput_ips")) if batched else digits(speed.get("best/latency_ms"))
-        speedups = [_ratio_cell(read_ratio(speed, f"speedup/{kind}_b{batch}")) for kind in kinds]
+        speedups = [ratio_cell(speed, f"speedup/{kind}_b{batch}") for kind in kinds]
         test_cell = [_top1_cell(tested[name])] if has_test else []
         cells = [two_lines(name, row.origin), _top1_cell(row.top1), *test_cell, digits(row.size_mb), time, *speedups]
         rows.append(Row([*cells, tag("span", row.outcome, css="verdict")], records.row_css(name)))
@@ -72,11 +69,8 @@ def _machine(records: RunRecords) -> str:
     """Return the machine whose figures decide."""
     machine = records.benchmark.machine
     assert machine is not None
-    return (
-        f"on the serving machine, {records.target}"
-        if records.target
-        else f"on {machine.cpu}, {machine.threads} threads"
-    )
+    own = f"on {machine.cpu}, {machine.threads} threads"
+    return f"on the serving machine, {records.target}" if records.target else own
 
 
 def _top1_cell(share: Share | None) -> Content:
@@ -85,14 +79,6 @@ def _top1_cell(share: Share | None) -> Content:
 
 def _interval(share: Share) -> str:
     return f"{share.low * 100:.1f} to {percent(share.high)}"
-
-
-def _ratio_cell(ratio: Ratio | None) -> Content:
-    if ratio is None:
-        return MISSING
-    if not math.isfinite(ratio.high):
-        return f"{ratio.value:.1f}"
-    return two_lines(f"{ratio.value:.1f}", f"{ratio.low:.1f} to {ratio.high:.1f}")
 
 
 def render_quality(records: RunRecords) -> Html:
@@ -188,7 +174,7 @@ def _front(records: RunRecords) -> Html:
     caption = (
         "Point at a candidate to see its figures. Squares are int8 files; the larger the marker, the larger the file. "
         f"On the front are {', '.join(selection.front)}: no other candidate beats any of them in accuracy, size and "
-        f"latency at once. The line joins those that no other beats in accuracy and latency. Latency "
+        "latency at once. The line joins those that no other beats in accuracy and latency. Latency "
         f"{_machine(records)}. "
     )
     caption += f"Ringed: {records.winner}." if records.winner else "No candidate passes every gate."

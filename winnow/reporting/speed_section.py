@@ -55,16 +55,16 @@ def _shown_speedups(records: RunRecords, name: str) -> Html:
     """Return the speed-ups over all three baselines, for both batches."""
     speed, rows = records.speed(name), []
     for kind, (base, _) in SPEEDUPS.items():
-        rows.append(Row([base, *[_ratio_cell(speed, f"speedup/{kind}_b{batch}") for batch in (1, records.large)]]))
+        rows.append(Row([base, *[ratio_cell(speed, f"speedup/{kind}_b{batch}", " ×") for batch in (1, records.large)]]))
     heading = ["speed-up against", "one image", f"batch of {records.large}"]
     return table(heading, rows, caption=f"Speed-up of {name} on its fastest runtime; below: 95 % intervals")
 
 
-def _ratio_cell(speed: Mapping[str, float], key: str) -> Content:
-    """Return the ratio, and below it the ends of its interval."""
+def ratio_cell(speed: Mapping[str, float], key: str, sign: str = "") -> Content:
+    """Return the ratio with `sign` behind it, and below it the ends of its interval, as far as they are known."""
     if f"{key}_low" not in speed:
-        return f"{speed[key]:.1f} ×" if key in speed else MISSING
-    return two_lines(f"{speed[key]:.1f} ×", f"{speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f}")
+        return f"{speed[key]:.1f}{sign}" if key in speed else MISSING
+    return two_lines(f"{speed[key]:.1f}{sign}", f"{speed[f'{key}_low']:.1f} to {speed[f'{key}_high']:.1f}")
 
 
 def render_speed(records: RunRecords) -> Html:

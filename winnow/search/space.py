@@ -109,6 +109,11 @@ def _on_grid(share: float, settings: Search) -> float:
     return round(settings.least_macs + round((share - settings.least_macs) / MACS_STEP) * MACS_STEP, 4)
 
 
+def candidate_names(name: str) -> tuple[str, str]:
+    """Return the names that the candidates of a search called `name` may have: the network, and its int8 file."""
+    return name, f"{name}-int8"
+
+
 def candidate_chain(
     point: Point, config: Config, epochs: int, name: str = "found", overflow_safe: bool = False
 ) -> dict[str, dict[str, Any]]:
@@ -145,7 +150,7 @@ def candidate_chain(
     }
     candidates = {name: {"from": "dense", **STRUCTURES[point.structure](point, settings), "recovery": recovery}}
     if point.int8:
-        candidates[f"{name}-int8"] = {
+        candidates[candidate_names(name)[1]] = {
             "from": name,
             "method": "quantize",
             "scheme": "static",

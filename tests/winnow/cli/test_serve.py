@@ -14,4 +14,4 @@ from winnow.errors import ConfigError
 def test_times_that_are_no_times_are_refused(option: str, value: float) -> None:
     settings: dict[str, Any] = {option: value}
     with pytest.raises(ConfigError, match=rf"--{option.replace('_', '-')} "):
-        serve._check(ServingConfig(port=18_237, **settings))
+        serve.check_serving(ServingConfig(port=18_237, **settings))

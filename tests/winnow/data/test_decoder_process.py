@@ -15,12 +15,13 @@ def test_workers_do_not_import_torch() -> None:
 
 
 FIRST_WORKER = """
-import os, signal
+import multiprocessing, os, signal
 from winnow.data.chunk_decoding import DecodeSettings
 from winnow.data.decoder_process import DecoderProcess
 if __name__ == "__main__":
     decoder = DecoderProcess(DecodeSettings(8))
-    os.kill(decoder._process.pid, signal.SIGINT)
+    [worker] = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
     decoder.give([ValueError("no image")])
     print(decoder.answer(60).reasons, signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
     decoder.end()
