@@ -7,12 +7,13 @@ measures the memory footprint in processes of their own.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tasks.forecast.data_counts import Cost, Counts
 from tasks.forecast.microbenchmarks import Microbenchmarks
 from winnow.benchmark.cases import plan_cases
-from winnow.benchmark.grid import SCREENING_ROUNDS, calls_per_round
+from winnow.benchmark.grid import SCREENING_ROUNDS, calls_per_round, screening_settings
 from winnow.benchmark.memory_footprint import measure_footprint
 from winnow.benchmark.prediction_check import CHECKED_IMAGES
 from winnow.benchmark.timing import SLICE_SECONDS
@@ -36,7 +37,7 @@ def benchmark_cost(config: Config, counts: Counts, microbenchmarks: Microbenchma
     for (_, batch), call in fastest.items():
         compared = COMPARED_CASES * settings.rounds * _visit_seconds(settings, batch, call)
         seconds += compared + call * -(-counts.validation // batch)
-    processes = 2 * len(names) + 1
+    processes = (2 if settings.grid == "full" else 1) * len(names) + 1
     seconds += processes * _footprint_seconds(folder / ROOT, config.data.image_size)
     disk_mb = 2 * len(names) * counts.validation * counts.classes * 4 / 1e6
     return Cost(seconds, disk_mb, f"{len(cases)} cases of {len(names)} files, {processes} processes")
@@ -46,7 +47,8 @@ def _screening(
     cases: list[BenchmarkCase], settings: Benchmark, counts: Counts, microbenchmarks: Microbenchmarks
 ) -> tuple[float, dict[tuple[str, int], float]]:
     """Return the seconds of the screening, and the fastest call in seconds by (candidate, batch)."""
-    seconds = 0.0
+    seconds, screening = 0.0, screening_settings(settings)
+    checked: set[BenchmarkCase] = set()  # the benchmark checks predictions with one number of threads
     fastest: dict[tuple[str, int], float] = {}
     compile_seconds: float | None = None
     open_predictors: list[Predict] = []  # the benchmark times the cases of a group interleaved, with all of them open
@@ -69,8 +71,10 @@ def _screening(
         finally:
             set_torch_threads(threads_before)
         fastest[key] = min(call, fastest.get(key, call))
-        checked = -(-min(counts.validation, CHECKED_IMAGES) // case.batch)
-        seconds += opening + call * checked + SCREENING_ROUNDS * _visit_seconds(settings, case.batch, call)
+        seconds += opening + SCREENING_ROUNDS * _visit_seconds(screening, case.batch, call)
+        if (key_without_threads := replace(case, threads=1)) not in checked:
+            checked.add(key_without_threads)
+            seconds += call * -(-min(counts.validation, CHECKED_IMAGES) // case.batch)
     return seconds, fastest
 
 

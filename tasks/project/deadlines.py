@@ -21,7 +21,7 @@ class CallTimeout(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TookTooLong in the block once it has taken `seconds`, as soon as the thread executes Python code again.
+    """Raise CallTimeout in the block once it has taken `seconds`, as soon as the thread executes Python code again.
 
     A wait for a socket returns to Python code with every piece of data, and at its own timeout at the latest.
     """

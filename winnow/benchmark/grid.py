@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES_FOR_P95 = 200
 CALLS_PER_ROUND_LARGE = 3
-SCREENING_ROUNDS = 3
+SCREENING_ROUNDS = 2
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -67,6 +67,7 @@ def time_cases(
     """
     result, timer = BenchmarkResult(), ProgressTimer(len(cases), SECONDS_BETWEEN_LINES)
     groups: dict[tuple[int, int], list[BenchmarkCase]] = {}
+    checked: dict[BenchmarkCase, float] = {}
     for case in cases:
         groups.setdefault((case.batch, case.threads), []).append(case)
     done = 0
@@ -74,7 +75,7 @@ def time_cases(
         previous_threads = set_torch_threads(threads)
         try:
             with compute_lock():
-                opened = _open_all(group, open_case, pixels_NHWC, answers, result)
+                opened = _open_all(group, open_case, pixels_NHWC, answers, result, checked)
             with timing_lock():
                 result.rows += _time_group(opened, _take(pixels_NHWC, 0, batch), settings)
         finally:
@@ -91,8 +92,13 @@ def _open_all(
     pixels_NHWC: NDArray[np.uint8],
     answers: Mapping[str, NDArray[np.int64]],
     result: BenchmarkResult,
+    checked: dict[BenchmarkCase, float],
 ) -> list[tuple[BenchmarkCase, Predict]]:
-    """Return the cases of a group that run here with correct predictions; add the others to `result`."""
+    """Return the cases of a group that run here with correct predictions; add the others to `result`.
+
+    `checked`: the agreement of cases that were compared before, under the case with one thread; more are added. A case
+    is compared once for all numbers of threads.
+    """
     opened = []
     for case in group:
         try:
@@ -103,10 +109,10 @@ def _open_all(
                 result.absent.append(row)
                 log.info("benchmark: %s %s skipped: %s", case.runtime, case.precision, error)
             continue
-        share, needed = (
-            agreement(predict, case.batch, pixels_NHWC, answers[case.candidate]),
-            NEEDED_AGREEMENT[case.precision],
-        )
+        key = replace(case, threads=1)
+        if key not in checked:
+            checked[key] = agreement(predict, case.batch, pixels_NHWC, answers[case.candidate])
+        share, needed = checked[key], NEEDED_AGREEMENT[case.precision]
         if share >= needed:
             opened.append((case, predict))
             continue
@@ -153,9 +159,17 @@ def _open_with_threads(case: BenchmarkCase, open_case: Callable[[BenchmarkCase],
 
 
 def screening_settings(settings: Benchmark) -> Benchmark:
-    """Return the settings of the first pass: as many calls per visit as in the comparison, in fewer rounds."""
-    samples = -(-settings.samples // settings.rounds) * SCREENING_ROUNDS
-    return settings.model_copy(update={"rounds": SCREENING_ROUNDS, "samples": samples})
+    """Return the settings of the first pass: as many calls per visit as in the comparison, in fewer rounds, and with
+    half the time to warm up.
+    """
+    return settings.model_copy(
+        update={
+            "rounds": SCREENING_ROUNDS,
+            "samples": calls_per_round(1, settings) * SCREENING_ROUNDS,
+            "warm_up_ms": settings.warm_up_ms / 2,
+            "timed_ms": settings.timed_ms / 2,
+        }
+    )
 
 
 def calls_per_round(batch: int, settings: Benchmark) -> int:

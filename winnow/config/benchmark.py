@@ -16,7 +16,8 @@ class Benchmark(Section):
     """The runtimes, precisions and batch sizes to time, and the number of samples."""
 
     grid: Literal["quick", "full"] = "quick"
-    """quick: every file in ONNX Runtime and OpenVINO, and dense in PyTorch. full: every candidate in every runtime."""
+    """quick: every file in ONNX Runtime and OpenVINO, and dense in PyTorch; large batches and compiled PyTorch with all
+    threads only. full: every candidate in every runtime, with one thread and with all."""
     target: str = NO_FILE
     """The measurements of check_host.py on the machine that will serve, set by `winnow check-host`; gates then use only
     these. data/none: this machine serves."""

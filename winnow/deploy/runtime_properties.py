@@ -26,7 +26,8 @@ NEEDED_AGREEMENT: dict[Precision, float] = {
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A function from uint8 pixels (N, S, S, 3) to float32 logits (N, C)."""
 
-PYTORCH_RUNTIMES = ("eager", "compile", "compile-autotune")
+COMPILED_RUNTIMES = ("compile", "compile-autotune")
+PYTORCH_RUNTIMES = ("eager", *COMPILED_RUNTIMES)
 OPENVINO_RUNTIMES: tuple[Runtime, ...] = ("openvino", "openvino-throughput")
 GPU_RUNTIMES = ("eager-cuda", "ort-cuda", "ort-tensorrt")
 

@@ -12,7 +12,8 @@ runtime and precision: a bf16 that is fast and less accurate is judged by its ow
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,13 @@ import numpy as np
 from winnow.benchmark.cases import plan_cases
 from winnow.benchmark.grid import BenchmarkResult, compare_cases, screening_settings, time_cases
 from winnow.benchmark.int8_coverage import measure_int8_coverage
-from winnow.benchmark.measurement_error import identical_graphs, largest_errors, measurement_errors
+from winnow.benchmark.measurement_error import (
+    REPEATED_DENSE,
+    REPEATED_PAIR,
+    identical_graphs,
+    largest_errors,
+    measurement_errors,
+)
 from winnow.benchmark.memory_footprint import measure_footprint
 from winnow.benchmark.peak_throughput import highest_rates, measure_peaks, shares_of_peak
 from winnow.benchmark.prediction_check import predict_all, sample_check_images
@@ -33,12 +40,18 @@ from winnow.benchmark.speedups import (
     shortlist_cases,
 )
 from winnow.benchmark.timing import wait_until_idle
-from winnow.config import ROOT, Config, topological_order
+from winnow.config import ROOT, Benchmark, Config, topological_order
 from winnow.data.dataset import VALIDATION, ImageSet, load_images
 from winnow.deploy.inference_runtimes import open_case
 from winnow.deploy.onnx_export import graph_digest
 from winnow.deploy.onnx_session import MODEL
-from winnow.deploy.runtime_properties import INT8_PRECISIONS, NEEDED_AGREEMENT, PYTORCH_RUNTIMES, Predict
+from winnow.deploy.runtime_properties import (
+    COMPILED_RUNTIMES,
+    INT8_PRECISIONS,
+    NEEDED_AGREEMENT,
+    PYTORCH_RUNTIMES,
+    Predict,
+)
 from winnow.evaluation.metrics import benchmark_logits_file
 from winnow.hardware import cores, has_fast_bf16
 from winnow.models.backbones import WEIGHTS_FILE
@@ -59,7 +72,10 @@ from winnow.records.benchmark import (
     BenchmarkConditions,
     BestRows,
     Int8Coverage,
+    Layout,
+    Precision,
     ProcessFootprint,
+    Runtime,
 )
 from winnow.timing_lock import compute_lock, timing_lock
 
@@ -84,22 +100,37 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> Benchm
     with timing_lock():
         before = measure_peaks()
 
+    compiled: dict[BenchmarkCase, Predict] = {}
+
     def open_candidate(case: BenchmarkCase) -> Predict:
-        return open_case(candidates / case.candidate, case)
+        """Open a case. Compiled dense is kept: to compile it takes seconds, and both passes time it."""
+        if case in compiled:
+            return compiled[case]
+        predict = open_case(candidates / (ROOT if case.candidate == REPEATED_DENSE else case.candidate), case)
+        if case.candidate == ROOT and case.runtime in COMPILED_RUNTIMES:
+            compiled[case] = predict
+        return predict
 
     outcome = time_cases(cases, open_candidate, pixels_NHWC, answers, screening_settings(settings))
     outcome.absent += _unavailable_cases(bool(gpu))
     identical = identical_graphs({name: graph_digest(candidates / name / MODEL) for name in records})
     finalists = [case for batch in (large, 1) for case in shortlist_cases(outcome.rows, ancestors, identical, batch)]
-    outcome.rows = merge_compared(outcome.rows, compare_cases(finalists, open_candidate, pixels_NHWC, settings))
-    with timing_lock():
-        processes = _footprints(int8, networks, config, candidates, pixels_NHWC.shape[1], threads)
-        peak = highest_rates(before, measure_peaks())
-    coverage = _int8_coverage(outcome, candidates)
+    repeated = [
+        replace(row.case, candidate=REPEATED_DENSE)
+        for batch in (large, 1)
+        if (row := best_row(outcome.rows, ROOT, batch)) is not None
+    ]
+    compared = compare_cases([*finalists, *repeated], open_candidate, pixels_NHWC, settings)
+    outcome.rows = merge_compared(outcome.rows, compared)
     rows = outcome.rows
     best_rows = {
         name: BestRows(latency=best_row(rows, name, 1), throughput=best_row(rows, name, large)) for name in records
     }
+    with timing_lock():
+        cases = _footprint_cases(int8, networks, settings, best_rows)
+        processes = _footprints(cases, candidates, pixels_NHWC.shape[1])
+        peak = highest_rates(before, measure_peaks()) if settings.grid == "full" else before
+    coverage = _int8_coverage(outcome, candidates)
     attributions = {
         name: Attributions(
             latency=attribute_speedup(rows, name, ancestors[name], 1),
@@ -107,7 +138,7 @@ def benchmark(config: Config, data: Path, candidates: Path, out: Path) -> Benchm
         )
         for name in records
     }
-    errors = measurement_errors(rows, identical)
+    errors = measurement_errors(compared, [REPEATED_PAIR, *identical])
     largest = largest_errors(errors)
     record = BenchmarkRecord(
         step="benchmark",
@@ -180,19 +211,31 @@ def _float_ancestor(lineage: list[str], int8: dict[str, bool]) -> str:
     return next(name for name in reversed(lineage) if not int8.get(name, False))
 
 
-def _footprints(
-    int8: dict[str, bool], networks: set[str], config: Config, candidates: Path, image_size: int, threads: int
-) -> list[ProcessFootprint]:
-    """Measure each file and runtime in a fresh process. Grid `quick`: the files' own runtimes, and eager for dense."""
-    is_full, cases = config.benchmark.grid == "full", []
+def _footprint_cases(
+    int8: Mapping[str, bool], networks: Collection[str], settings: Benchmark, best_rows: Mapping[str, BestRows]
+) -> list[BenchmarkCase]:
+    """Return the cases whose memory and start-up are measured: of dense also PyTorch eager.
+
+    Grid `quick`: each file in the runtime in which it is fastest for one image. Grid `full`: in all of them.
+    """
+    is_full, cases = settings.grid == "full", []
     for name, is_int8 in int8.items():
-        precision = "int8" if is_int8 else "f32"
-        kinds = [("ort", precision, "file"), ("openvino", precision, "file")]
-        if not is_int8 and is_full and has_fast_bf16():
-            kinds.append(("openvino", "bf16", "file"))
+        precision: Precision = "int8" if is_int8 else "f32"
+        latency = best_rows[name].latency
+        kinds: list[tuple[Runtime, Precision, Layout]] = []
+        if is_full:
+            kinds += [("ort", precision, "file"), ("openvino", precision, "file")]
+            kinds += [("openvino", "bf16", "file")] if not is_int8 and has_fast_bf16() else []
+        elif latency is not None:
+            kinds.append((latency.runtime, precision, "file"))
         if name in networks and (is_full or name == ROOT):
             kinds.append(("eager", "f32", "contiguous"))
-        cases += [BenchmarkCase(name, *kind, batch=1, threads=threads) for kind in kinds]  # type: ignore[arg-type]
+        cases += [BenchmarkCase(name, *kind, batch=1, threads=cores()) for kind in kinds]
+    return cases
+
+
+def _footprints(cases: Sequence[BenchmarkCase], candidates: Path, image_size: int) -> list[ProcessFootprint]:
+    """Measure each case in a fresh process."""
     wait_until_idle()
     log.info("benchmark: memory and start-up of %d files, each in a process of its own", len(cases))
     return [measure_footprint(candidates / case.candidate, case, image_size) for case in cases]

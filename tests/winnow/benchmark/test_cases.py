@@ -23,7 +23,10 @@ def test_planned_cases(grid: str, threads: int, fast_bf16: bool, monkeypatch: py
     settings = Benchmark(grid=grid, large_batch=16)  # type: ignore[arg-type]
     cases = plan_cases({"dense": False, "dense-int8": True, "pruned": False}, settings, threads, cuda=False)
     assert len(cases) == len(set(cases))
-    assert {(case.batch, case.threads) for case in cases} == {(b, t) for b in (1, 16) for t in {1, threads}}
+    numbers = {1: {1, threads}, 16: {1, threads} if grid == "full" else {threads}}
+    assert {(case.batch, case.threads) for case in cases} == {(b, t) for b, counts in numbers.items() for t in counts}
+    compiled = {(case.batch, case.threads) for case in cases if case.runtime == "compile"}
+    assert compiled == {(b, t) for b in numbers for t in ({1, threads} if grid == "full" else {threads})}
     planned = set(case_kinds(cases))
     runtimes = {"ort", "openvino"} | ({"openvino-throughput"} if threads > 1 else set())
     int8 = {("dense-int8", runtime, "int8") for runtime in runtimes}

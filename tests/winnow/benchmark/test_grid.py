@@ -12,7 +12,9 @@ from tests.records import benchmark_row
 from tests.winnow.benchmark.toy_predictions import LABELS, PIXELS, Array, predict_logits
 from winnow.benchmark.grid import (
     SAMPLES_FOR_P95,
+    SCREENING_ROUNDS,
     BenchmarkResult,
+    calls_per_round,
     compare_cases,
     screening_settings,
     summarise_timings,
@@ -102,9 +104,12 @@ def test_the_comparison_visits_all_cases_of_a_batch_in_the_same_rounds() -> None
     assert [sorted(visits[start : start + 2]) for start in range(0, 12, 2)] == [[1, 2]] * 6
 
 
-def test_screening_takes_fewer_rounds_of_the_same_visits() -> None:
-    screening = screening_settings(Benchmark(samples=200, rounds=10))
-    assert (screening.rounds, screening.samples) == (3, 60)
+def test_screening_takes_fewer_and_shorter_rounds_of_as_many_calls() -> None:
+    settings = Benchmark(samples=200, rounds=10)
+    screening = screening_settings(settings)
+    assert (screening.rounds, screening.samples) == (SCREENING_ROUNDS, 20 * SCREENING_ROUNDS)
+    assert (screening.warm_up_ms, screening.timed_ms) == (settings.warm_up_ms / 2, settings.timed_ms / 2)
+    assert calls_per_round(1, screening) == calls_per_round(1, settings)
 
 
 def test_wrong_predictions_are_refused_with_their_agreement() -> None:

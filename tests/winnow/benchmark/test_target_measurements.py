@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import SIZE, tiny_params
+from winnow.benchmark.measurement_error import REPEATED_DENSE, time_difference
 from winnow.benchmark.target_measurements import TargetMeasurements, read_measurements, speeds_on_target
 from winnow.cli.params_editor import apply_assignments
 from winnow.config import Benchmark, check_config
@@ -89,8 +90,10 @@ def test_every_case_is_timed_with_its_machine(bundle: Path, measurements: Target
     }
     assert expected <= timed
     stream_cases = {(name, "openvino-throughput", 8, count) for name in NAMES for count in {machine.threads} - {1}}
-    assert timed - expected == stream_cases
-    assert all(row.p50_ms > 0 and row.samples in (24, 18, 12, 9) and row.p95_ms is None for row in measurements.rows)
+    repeated = {case for case in timed if case[0] == REPEATED_DENSE}
+    assert timed - expected - repeated == stream_cases
+    assert sorted(batch for _, _, batch, _ in repeated) == [1, 8]
+    assert all(row.p50_ms > 0 and row.samples in (24, 18, 8, 6) and row.p95_ms is None for row in measurements.rows)
     assert {row.sha256 for row in measurements.rows} == {sha256_of(bundle / "check" / f"{name}.onnx") for name in NAMES}
 
 
@@ -121,6 +124,21 @@ def test_speeds_are_read_for_present_files_only(bundle: Path, measurements: Targ
         speeds_on_target(measurements, digests, 64)
 
 
+def test_dense_is_timed_twice_for_the_measurement_error(bundle: Path, measurements: TargetMeasurements) -> None:
+    digests = {name: sha256_of(bundle / "check" / f"{name}.onnx") for name in NAMES}
+    speeds = speeds_on_target(measurements, digests, 8)
+    assert {row.candidates for row in speeds.measurement_error} == {("dense", REPEATED_DENSE)}
+    assert [row.batch for row in speeds.measurement_error] == [8, 1]
+    best = speeds.best["dense"].latency
+    assert best is not None
+    repeated = next(row for row in measurements.rows if row.candidate == REPEATED_DENSE and row.batch == 1)
+    assert speeds.measurement_error[1].error == time_difference(best.p50_ms, repeated.p50_ms)
+    without = measurements.model_copy(
+        update={"rows": tuple(row for row in measurements.rows if row.candidate != REPEATED_DENSE)}
+    )
+    assert speeds_on_target(without, digests, 8).measurement_error == []  # a file of an earlier version
+
+
 @pytest.mark.thorough
 def test_wrong_predictions_are_refused_and_a_changed_file_is_an_error(bundle: Path, tmp_path: Path) -> None:
     changed = tmp_path / "wrong"
@@ -130,7 +148,7 @@ def test_wrong_predictions_are_refused_and_a_changed_file_is_an_error(bundle: Pa
     (changed / "check" / "manifest.json").write_text(json.dumps(manifest))
     assert run_check_host(changed, tmp_path).returncode == 0
     measurements = read_measurements(tmp_path / "host.json")
-    assert {row.candidate for row in measurements.rows} == {"dense"}
+    assert {row.candidate for row in measurements.rows} == {"dense", REPEATED_DENSE}
     assert {case.candidate for case in measurements.refused} == {"dense-int8"}
     assert all("predictions agree on" in case.reason for case in measurements.refused)
     with (changed / "check" / "dense.onnx").open("ab") as file:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,13 +177,13 @@ def test_the_benchmark_is_forecast_by_its_cases(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_more_work_takes_longer(tmp_path: Path, image_folder: Path) -> None:
-    forecaster = StepForecaster(make_config(image_folder), COUNTS, tmp_path, tmp_path / "tried")
-    longer_config = make_config(image_folder, pretrain={"epochs": 2000})
-    default_forecast = forecaster.forecast_step("pretrain")
-    forecaster.config = longer_config
-    assert forecaster.forecast_step("pretrain").seconds > 20 * (default_forecast.seconds - forecaster.startup_seconds)
-    forecaster.config = make_config(image_folder, finetune={"cross_validation": "always"})
-    assert "4 trainings and 5 of cross-validation: 216 steps" in forecaster.forecast_step("finetune").basis
+    def forecast(step: str, **changes: dict[str, Any]) -> Forecast:
+        config = make_config(image_folder, **changes)
+        return StepForecaster(config, COUNTS, tmp_path, tmp_path / str(changes)).forecast_step(step)
+
+    assert forecast("pretrain", pretrain={"epochs": 2000}).seconds > 20 * forecast("pretrain").seconds
+    crossed = forecast("finetune", finetune={"cross_validation": "always"})
+    assert "4 trainings and 5 of cross-validation: 216 steps" in crossed.basis
 
 
 @pytest.mark.slow
