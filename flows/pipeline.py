@@ -18,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import artifacts
 from flows.promote import show_form
 from flows.runtime import hide_tracebacks, locked_project
+from tasks import time_left
 from tasks.benchmark import benchmark
 from tasks.compress import METHODS
 from tasks.embed import embed
@@ -90,7 +91,8 @@ def _execute(
     parent_run: str = open_run.with_options(retries=retries)(str(paths.root), why)
     try:
         installed_code.write_digests(paths.root)
-        with preloaded(paths.root, is_needed=bool(stale)):
+        steps = [stage.removeprefix(dvc_stages.CANDIDATE_PREFIX) for stage in stale]
+        with preloaded(paths.root, is_needed=bool(stale)), time_left.tracked(paths, parent_run, steps):
             results = _run_chain(paths, config, stale, parent_run, retries)
         track.with_options(retries=retries)(str(paths.root), parent_run)
     except BaseException as error:

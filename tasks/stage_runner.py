@@ -20,6 +20,7 @@ from typing import Any, TypedDict
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from tasks import time_left
 from tasks.project import gpu_slots, run_lock
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import STEP_TIMES
@@ -91,6 +92,8 @@ def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
     out = paths.artifacts / known[stage].out
     log = get_run_logger()
     run_id = mlflow_runs.open_step(paths, parent_run, known[stage].out.rpartition("/")[2], step)
+    if line := time_left.begin_step(parent_run, name):
+        log.info("%s", line)
     started = time.monotonic()
     try:
         with gpu_slots.gpu_slot() if step in ON_GPU else contextlib.nullcontext():
@@ -108,7 +111,9 @@ def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
         raise
     times = STEP_TIMES.read(paths, name) if outcome == "ran" else None
     own = times["step"] if times else 0.0
-    return {"stage": name, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
+    seconds = time.monotonic() - started
+    time_left.end_step(parent_run, name, seconds)
+    return {"stage": name, "outcome": outcome, "seconds": seconds, "own": own}
 
 
 def stop_running(parent_run: str) -> None:

@@ -1,6 +1,7 @@
 """Run DVC stages as forks of one process that has imported torch, DVC and the steps: `python -m tasks.stage_server FD`.
 
     this process: imports once, then waits for the names of stages
+      fork: the rough forecast of the run (tasks/forecast/rough_forecast.py)
       fork: `dvc repro` of one stage, in a session of its own
         fork: the step, which waits until DVC has found that it has to run
         `python -m tasks STEP`, DVC's command: asks the waiting step to begin (tasks/step_request.py)
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tasks.project import environment
+from tasks.project.paths import ProjectPaths
 from tasks.step_request import MAX_BYTES, STEP_SOCKET_VARIABLE
 
 MODULES = (
@@ -57,9 +59,15 @@ def _serve(requests: socket.socket) -> tuple[str, int] | None:
     """Import the modules and fork for each request. Return the stage and its output in a fork, None at the end."""
     for module in MODULES:
         importlib.import_module(module)
+    from tasks.forecast.rough_forecast import write_rough_forecast
+
     gc.freeze()  # or a garbage collection in a fork would copy all objects
     imported = _file_times()
     requests.send(READY)
+    if not os.fork():
+        requests.close()
+        write_rough_forecast(ProjectPaths(Path.cwd()))
+        return None
     while True:
         message, outputs, _, _ = socket.recv_fds(requests, MAX_BYTES, 1)
         if not message or any(_modified(file) != time for file, time in imported.items()):

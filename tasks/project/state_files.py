@@ -131,6 +131,15 @@ class PlannedStep(TypedDict):
     disk_mb: float
 
 
+class RoughForecast(TypedDict):
+    """The rough forecast that a run makes when it starts."""
+
+    params: str
+    """Digest of params.yaml."""
+    seconds: dict[str, float]
+    """Step or candidate -> seconds."""
+
+
 class SavedPlan(TypedDict):
     """The last plan, as far as a run is compared with it."""
 
@@ -209,6 +218,7 @@ STEP_TIMES: StateFile[StepTimes | None] = StateFile("times/{}.json", StepTimes |
 STEP_VERSIONS: StateFile[dict[str, str]] = StateFile("versions/{}.json", dict[str, str], {})
 """Step -> the versions of the libraries that it ran with."""
 PLAN: StateFile[SavedPlan | None] = StateFile("plan.json", SavedPlan | None, None)
+ROUGH_FORECAST: StateFile[RoughForecast | None] = StateFile("rough-forecast.json", RoughForecast | None, None)
 VERIFIED: StateFile[dict[str, Fingerprint]] = StateFile("verified.json", dict[str, Fingerprint], {})
 """MD5 -> fingerprint of the objects in DVC's cache that were read and found right."""
 PROMOTED: StateFile[PromotionState | None] = StateFile("promoted.json", PromotionState | None, None)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tasks import time_left
 from tasks.project import passwords, run_lock, state_files
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import CONFIRMATIONS, AnnouncedServers, StateFile
@@ -45,6 +46,7 @@ READERS: dict[str, Callable[[ProjectPaths], Any]] = {
     "tracked.json": tracking_store.read_runs,
     "promoted.json": promotion_state.read_reasons,
     "servers.json": state_files.SERVERS.read,
+    "rough-forecast.json": time_left.read_forecast,
     "verified.json": state_files.VERIFIED.read,
     "known-versions.json": lambda paths: known_versions.read_version(paths, "model", "champion"),
     "plan.json": lambda paths: plan.compare_with_plan(paths, {"pretrain": {}})[0],
@@ -88,6 +90,7 @@ CONTENTS: dict[str, Any] = {
         "disk_gb": 0.1,
         "steps": {"ingest": {"seconds": 1.0, "memory_mb": 2.0, "disk_mb": 3.0}},
     },
+    "rough-forecast.json": {"params": "abc", "seconds": {"ingest": 4.0}},
     "verified.json": {"abc": [1, 2, 3]},
     "promoted.json": {
         "address": "a",
