@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ import yaml
 from numpy.typing import NDArray
 
 from tasks.project import environment
+from tasks.project.templates import template
 
 ROOT = Path(__file__).resolve().parent.parent
 environment.apply(ROOT)
 
+from winnow.cli.presets import FULL, merge_preset  # noqa: E402
 from winnow.config import Config, check_config, topological_order  # noqa: E402
 from winnow.config.weights import NO_WEIGHTS  # noqa: E402
 from winnow.data.dataset import TEST, ImageSet  # noqa: E402
@@ -41,9 +42,19 @@ INT8_SATURATES = int8_sums_saturate(cpu_flags())
 SAMPLE = {"data.source": "sample", "data.path": "data/cifar10-jpeg-sample.tar.xz"}
 
 
+def full_settings() -> dict[str, Any]:
+    """Return params.yaml as `winnow run --full` changes it, parsed."""
+    raw: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    merge_preset(raw, yaml.safe_load(template(FULL)))
+    return raw
+
+
 def configure(overrides: dict[str, Any], candidates: dict[str, Any] | None = None) -> Config:
-    """Return params.yaml on the sample, with `overrides` (dotted key -> value) and, if given, other candidates."""
-    raw = deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    """Return the full settings on the sample, with `overrides` (dotted key -> value).
+
+    `candidates`: other candidates; None: those of the full settings.
+    """
+    raw = full_settings()
     for key, value in {**SAMPLE, **overrides}.items():
         *parents, last = key.split(".")
         section = raw
@@ -52,7 +63,7 @@ def configure(overrides: dict[str, Any], candidates: dict[str, Any] | None = Non
         section[last] = value
     if candidates is not None:
         raw["candidates"] = candidates
-    return check_config(raw, f"params.yaml with {overrides}")
+    return check_config(raw, f"the full settings with {overrides}")
 
 
 def all_labels_overrides(backbone: str, images: Path | None = None, seed: int = 0) -> dict[str, Any]:

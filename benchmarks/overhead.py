@@ -125,7 +125,7 @@ def main() -> None:
     shutil.rmtree(project, ignore_errors=True)  # a stage that is up to date would not run
     subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
     options = [f"-S{key}={value}" for key, value in SETTINGS.items()]
-    _time_command(project, sys.executable, "-m", "winnow.cli.main", "run", *options)
+    _time_command(project, sys.executable, "-m", "winnow.cli.main", "run", "--full", *options)
     up_to_date = {
         "winnow run": _median_time(project, sys.executable, "-m", "winnow.cli.main", "run"),
         "dvc repro": _median_time(project, sys.executable, "-m", "dvc", "repro"),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.search_or_tree [--minutes 30] [--seeds 0 1 2]
 
-On the embedded sample; each seed has its own labels and dense network. The tree is that of params.yaml without its
+On the embedded sample; each seed has its own labels and dense network. The tree is that of `winnow run --full` without
 controls; its time is that of compressing all its candidates. Both fronts are of points of top-1 lost against dense and
 median latency in OpenVINO, measured interleaved with dense. The measure is the area that a front dominates up to 5
 points and dense's own latency (hypervolume), as a share of the whole area. It is computed twice: as selected, on the
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def tree_config(seed: int, minutes: float) -> Config:
-    """Return params.yaml with this seed and without its controls; int8 weights in 7 bits where sums would saturate."""
+    """Return the full settings with this seed, without controls; int8 weights in 7 bits where sums would saturate."""
     overrides = {"finetune.seeds": [seed], "search.seed": seed, "search.minutes": minutes}
     tree = {}
     for name, settings in configure(overrides).candidates.items():

@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from benchmarks.chain import INT8_SATURATES, ROOT, Chain, configure, format_drop, markdown_table, write_results
+from benchmarks.chain import (
+    INT8_SATURATES,
+    ROOT,
+    Chain,
+    configure,
+    format_drop,
+    full_settings,
+    markdown_table,
+    write_results,
+)
 from winnow.config import Config, TrainedCandidate
 from winnow.data.dataset import TRAIN, VALIDATION, load_images
 from winnow.evaluation.ablations import stronger_baseline
@@ -31,7 +39,7 @@ NAME = "small_data"
 CLASSES = ("airplane", "frog")
 PER_CLASS = 1000
 STUDENTS = ("student", "student-int8", "student-alone")
-"""Candidates of params.yaml in both arms; dense-kd, the other reference, is in the shipped arm only."""
+"""Candidates in both arms; dense-kd, the other reference, is in the shipped arm only."""
 EPOCHS_SUFFIX = "-epochs"
 """Suffix of the candidates in the arm `epochs alone`."""
 
@@ -48,8 +56,8 @@ def draw_images(images: Path, folder: Path, seed: int) -> Path:
 
 
 def make_config(folder: Path, seed: int) -> Config:
-    """Return params.yaml on the images in `folder`, with its students in both arms."""
-    shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["candidates"]
+    """Return the full settings on the images in `folder`, with their students in both arms."""
+    shipped = full_settings()["candidates"]
     tree: dict[str, Any] = {}
     for suffix in ("", EPOCHS_SUFFIX):
         for name in STUDENTS if suffix else (*STUDENTS, "dense-kd"):
@@ -121,7 +129,7 @@ def main() -> None:
     conditions = (
         f"CIFAR-10 (JPEG), {' and '.join(CLASSES)}, {PER_CLASS:,} labelled images of each, drawn again by each of the "
         f"seeds {', '.join(map(str, args.seeds))}; first seed: {runs[0]['train']:,} for training, "
-        f"{runs[0]['validation']} for validation. params.yaml as shipped, but nothing pretrained, one seed, "
+        f"{runs[0]['validation']} for validation. `winnow run --full`, but nothing pretrained, one seed, "
         f"validation_fraction 0.3{', int8 weights of 7 bits (no VNNI here)' if INT8_SATURATES else ''}. Points lost: "
         "validation images of all seeds together, paired, with 95 % intervals."
     )

@@ -1,4 +1,4 @@
-"""Run the whole pipeline with `winnow run` on all 60,000 CIFAR-10 images (train/ and test/ of class folders).
+"""Run the whole pipeline with `winnow run --full` on all 60,000 CIFAR-10 images (train/ and test/ of class folders).
 
     python -m benchmarks.whole_cifar10 FOLDER
 
@@ -46,7 +46,7 @@ def main() -> None:
     options = [f"-S{key}={value}" for key, value in {**SETTINGS, "data.path": str(folder)}.items()]
     start = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "winnow.cli.main", "run", *options],
+        [sys.executable, "-m", "winnow.cli.main", "run", "--full", *options],
         cwd=project,
         env=process_environment(project),
         check=True,

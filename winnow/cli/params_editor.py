@@ -3,6 +3,7 @@
 Values are YAML, so that `-S data.path=/my photos/2024, summer=hot` and `-S finetune.seeds=[0,1]` mean what they say.
 Nothing is written unless the result is valid and the files it names exist. Another `pretrain.method` removes the
 settings of the method before it, so that its own defaults apply. `teacher.weights=none` removes what needs a teacher.
+A preset (winnow/cli/presets.py) is applied before the keys.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 import yaml
 
 from tasks.project.paths import ProjectPaths, check_files
+from tasks.project.templates import template
+from winnow.cli.presets import merge_preset
 from winnow.cli.progress import print_line
 from winnow.config import TOO_DEEP_MESSAGE, NoPretraining, check_config
 from winnow.config.key_listing import section_keys
@@ -28,10 +31,15 @@ from winnow.records import write_text
 STRING_TAG = "tag:yaml.org,2002:str"
 
 
-def set_keys(paths: ProjectPaths, assignments: list[str]) -> None:
-    """Apply `dotted.key=value` assignments to params.yaml and print the difference."""
+def set_keys(paths: ProjectPaths, assignments: list[str], preset: str = "") -> None:
+    """Apply a preset, the name of a file of the package, and `dotted.key=value` assignments to params.yaml.
+
+    Prints the difference.
+    """
     path = paths.root / "params.yaml"
     before = path.read_text(encoding="utf-8")
+    if preset:
+        before = apply_preset(before, template(preset))
     after = apply_assignments(before, assignments)
     write_params(paths, after)
     if dropped := obsolete_settings(yaml.safe_load(before), assignments):
@@ -74,6 +82,17 @@ def apply_assignments(text: str, assignments: list[str]) -> str:
         _assign_all(document, assignments)
 
     return edit_document(text, assign)
+
+
+def apply_preset(text: str, preset: str) -> str:
+    """Return the text of params.yaml after this preset, which is YAML; without a teacher, also without its uses."""
+
+    def change(document: Any) -> None:
+        merge_preset(document, _load_document(preset))
+        if _teacher_weights(document) == NO_WEIGHTS:
+            _remove_uses_of_teacher(document)
+
+    return edit_document(text, change)
 
 
 def obsolete_settings(document: Any, assignments: list[str]) -> list[str]:
@@ -136,21 +155,33 @@ def _remove_uses_of_teacher(document: Any) -> None:
 
 def edit_document(text: str, change: Callable[[Any], None]) -> str:
     """Return the text of params.yaml after `change` has edited the document in place; comments stay."""
-    from ruamel.yaml import YAML, YAMLError
+    document = _load_document(text)
+    change(document)
+    buffer = io.StringIO()
+    _editor().dump(document, buffer)
+    return buffer.getvalue()
+
+
+def _editor() -> Any:
+    """Return a YAML editor that keeps comments, quotes and long lines."""
+    from ruamel.yaml import YAML
 
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 1000
+    return editor
+
+
+def _load_document(text: str) -> Any:
+    """Return the parsed text with its comments. Raises ConfigError."""
+    from ruamel.yaml import YAMLError
+
     try:
-        document = editor.load(text)
+        return _editor().load(text)
     except YAMLError as error:
         raise ConfigError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigError(f"params.yaml: {TOO_DEEP_MESSAGE}") from error
-    change(document)
-    buffer = io.StringIO()
-    editor.dump(document, buffer)
-    return buffer.getvalue()
 
 
 def _assign(document: Any, assignment: str) -> None:

@@ -28,14 +28,26 @@ settings_option = click.option(
 )
 
 
-def apply_settings(paths: ProjectPaths, settings: tuple[str, ...]) -> None:
-    """Write the settings of -S into params.yaml. Raises ConfigError for an unknown key or an invalid value."""
+full_option = click.option(
+    "--full",
+    "is_full",
+    is_flag=True,
+    help="Change params.yaml first: longer trainings, more candidates, and controls; -S is applied after it.",
+)
+
+
+def apply_settings(paths: ProjectPaths, settings: tuple[str, ...], is_full: bool = False) -> None:
+    """Write the preset of --full and the settings of -S into params.yaml.
+
+    Raises ConfigError for an unknown key or an invalid value.
+    """
     from tasks.project import run_lock
     from winnow.cli.params_editor import set_keys
+    from winnow.cli.presets import FULL
 
-    if settings:
+    if settings or is_full:
         with run_lock.lock_run(paths):  # a run in progress reads params.yaml at each step
-            set_keys(paths, list(settings))
+            set_keys(paths, list(settings), FULL if is_full else "")
 
 
 @click.command(epilog="Example: winnow init shop --from /photos/products")
@@ -66,28 +78,30 @@ def init(folder: Path | None, images: str | None, update: bool) -> int:
 
 @click.command(epilog="Example: winnow run -S data.source=folder -S data.path=/photos/products -S data.image_size=64")
 @settings_option
+@full_option
 @project_command
-def run(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
+def run(paths: ProjectPaths, settings: tuple[str, ...], is_full: bool) -> int:
     """Run all stale steps, log them, and promote the winner."""
     from tasks.project import run_lock
     from winnow.cli.run import run_stale
 
     with run_lock.lock_run(paths):  # no other process may change params.yaml before the first step reads it
-        apply_settings(paths, settings)
+        apply_settings(paths, settings, is_full)
         return run_stale(paths, load_project_config(paths))
 
 
 @click.command(epilog="Example: winnow plan -S pretrain.epochs=60")
 @settings_option
+@full_option
 @project_command
-def plan(paths: ProjectPaths, settings: tuple[str, ...]) -> int:
+def plan(paths: ProjectPaths, settings: tuple[str, ...], is_full: bool) -> int:
     """Forecast the time, memory and disk that a run would take.
 
     Each stale step is measured on a small sample; no step runs.
     """
     from winnow.cli.plan import print_plan
 
-    apply_settings(paths, settings)
+    apply_settings(paths, settings, is_full)
     return print_plan(paths, load_project_config(paths))
 
 

@@ -9,5 +9,5 @@ from pathlib import Path
 
 
 def template(name: str) -> str:
-    """Return the text of a file: params.yaml, stages.yaml, prefect.yaml or team.yaml."""
+    """Return the text of a file: params.yaml, full.yaml (a preset), stages.yaml, prefect.yaml or team.yaml."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -6,12 +6,13 @@ import pytest
 import yaml
 
 from tasks.project.paths import ProjectPaths
-from tests.closure import ROOT
-from winnow.cli.params_editor import apply_assignments, set_keys
+from tasks.project.templates import template
+from winnow.cli.params_editor import apply_assignments, apply_preset, set_keys
+from winnow.cli.presets import FULL
 from winnow.config import Optimiser, Propagation, RotNet, SimCLR, check_config, load_config
 from winnow.errors import ConfigError
 
-SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+SHIPPED = apply_preset(template("params.yaml"), template(FULL))
 
 
 @pytest.fixture

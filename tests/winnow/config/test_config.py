@@ -12,8 +12,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from tasks.project.templates import template
 from tests.closure import ROOT
 from tests.conftest import OPTIMISER, RECOVERY, tiny_params
+from winnow.cli.params_editor import apply_preset
+from winnow.cli.presets import FULL
 from winnow.config import (
     Augmentation,
     Config,
@@ -369,8 +372,17 @@ def test_pretraining_defaults_are_those_of_the_method_key_by_key(method: str) ->
     assert (mixed.epochs, mixed.batch_size) == (3, defaults.batch_size)
 
 
-def test_shipped_pretraining_equals_the_defaults_of_its_method() -> None:
-    assert load_config(ROOT / "params.yaml").pretrain == DistillEmbeddings(method="distill")
+def full_settings() -> dict[str, Any]:
+    """Return params.yaml as `winnow run --full` changes it."""
+    return yaml.safe_load(apply_preset(template("params.yaml"), template(FULL)))  # type: ignore[no-any-return]
+
+
+def test_full_pretraining_equals_the_defaults_of_its_method_and_the_shipped_one_is_shorter() -> None:
+    full, shipped = check_config(full_settings()).pretrain, load_config(ROOT / "params.yaml").pretrain
+    assert full == DistillEmbeddings(method="distill")
+    assert isinstance(shipped, DistillEmbeddings)
+    assert shipped.model_copy(update={"epochs": full.epochs, "min_steps": full.min_steps}) == full
+    assert (shipped.epochs, shipped.min_steps) < (full.epochs, full.min_steps)
 
 
 @pytest.mark.parametrize(
@@ -418,31 +430,30 @@ def test_changing_only_the_method_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "steps", "rotnet_steps"),
+    ("images", "steps", "full_steps", "rotnet_steps"),
     [
-        (1_000, {1_200}, 2_400),
-        (1_068, {1_200}, 2_400),
-        (7_930, {2_460, 3_690}, 2_470),
-        (40_000, {12_500, 18_750}, 12_500),
-        (100_000, {31_240, 46_860}, 31_250),
+        (1_000, {602, 600}, {1_200}, 2_400),
+        (1_068, {602, 600}, {1_200}, 2_400),
+        (7_930, {861, 984}, {2_460, 3_690}, 2_470),
+        (40_000, {4_375, 5_000}, {12_500, 18_750}, 12_500),
+        (100_000, {10_934, 12_496}, {31_240, 46_860}, 31_250),
     ],
 )
-def test_shipped_trainings_get_enough_steps_from_a_thousand_images_on(
-    images: int, steps: set[int], rotnet_steps: int
+def test_trainings_get_enough_steps_from_a_thousand_images_on(
+    images: int, steps: set[int], full_steps: set[int], rotnet_steps: int
 ) -> None:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    config = check_config({**raw, "pretrain": {"method": "rotnet"}})
-    recoveries = [
-        candidate.recovery for candidate in config.candidates.values() if isinstance(candidate, TrainedCandidate)
-    ]
-    assert {recovery.steps_for(images) for recovery in recoveries} == steps
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for raw, expected in ((shipped, steps), (full_settings(), full_steps)):
+        config = check_config({**raw, "pretrain": {"method": "rotnet"}})
+        trained = [candidate for candidate in config.candidates.values() if isinstance(candidate, TrainedCandidate)]
+        assert {candidate.recovery.steps_for(images) for candidate in trained} == expected
     assert isinstance(config.pretrain, RotNet)
     assert config.pretrain.steps_for(images) == rotnet_steps
     assert rotnet_steps * config.pretrain.batch_size >= 600 * 128
 
 
 def test_earlier_trainings_have_epochs_of_as_many_steps() -> None:
-    recovery = load_config(ROOT / "params.yaml").candidates["pruned"].recovery  # type: ignore[union-attr]
+    recovery = check_config(full_settings()).candidates["pruned"].recovery  # type: ignore[union-attr]
     assert recovery is not None
     assert recovery.with_epochs(1).steps_for(1_000) == 60
     raw = {"from": "dense", "method": "prune", "remove": {"macs": 0.5}, "rounds": 3, "round_epochs": 2}
