@@ -77,7 +77,7 @@ class RoughForecast:
         threads_before = set_torch_threads(1)  # servers start on the other cores meanwhile
         per_step = microbenchmarks.seconds_per_step(model, loss, settings.batch_size, settings.optimiser(rate))
         set_torch_threads(threads_before)
-        self._per_image = per_step / settings.batch_size / float(cores()) ** THREADS_EXPONENT
+        self._per_image = per_step / settings.batch_size / math.pow(cores(), THREADS_EXPONENT)
         """Seconds of training dense on one image."""
 
     def seconds(self) -> dict[str, float]:
