@@ -43,6 +43,8 @@ MODULES = (
 )
 """The modules that most steps use and whose import takes long."""
 READY = b"ready"
+FORECAST_SECONDS = 30
+"""The longest time that the rough forecast may take."""
 
 
 def main(arguments: list[str]) -> int:
@@ -64,8 +66,9 @@ def _serve(requests: socket.socket) -> tuple[str, int] | None:
     gc.freeze()  # or a garbage collection in a fork would copy all objects
     imported = _file_times()
     requests.send(READY)
-    if not os.fork():
+    if _is_forecaster():
         requests.close()
+        signal.alarm(FORECAST_SECONDS)  # a large archive takes long to list: then there is no forecast
         write_rough_forecast(ProjectPaths(Path.cwd()))
         return None
     while True:
@@ -77,6 +80,16 @@ def _serve(requests: socket.socket) -> tuple[str, int] | None:
         os.close(outputs[0])
         requests.send(str(child).encode())
         requests.send(str(_wait_for(child)).encode())
+
+
+def _is_forecaster() -> bool:
+    """Return True in a process that is forked twice, so that it is no child of this one, and False in this one."""
+    if not (child := os.fork()):
+        if os.fork():
+            os._exit(0)
+        return True
+    _wait_for(child)
+    return False
 
 
 def _file_times() -> dict[str, int]:

@@ -40,6 +40,7 @@ from winnow.errors import WinnowError
 from winnow.hardware import cores
 from winnow.models.backbones import Architecture, build_model
 from winnow.records import RECORD, sha256_of
+from winnow.training.device import default_device
 from winnow.training.finetuning import classification_loss
 
 INGESTED_PER_S = 4000
@@ -77,7 +78,8 @@ class RoughForecast:
         threads_before = set_torch_threads(1)  # servers start on the other cores meanwhile
         per_step = microbenchmarks.seconds_per_step(model, loss, settings.batch_size, settings.optimiser(rate))
         set_torch_threads(threads_before)
-        self._per_image = per_step / settings.batch_size / math.pow(cores(), THREADS_EXPONENT)
+        speedup = math.pow(cores(), THREADS_EXPONENT) if default_device().type == "cpu" else 1.0
+        self._per_image = per_step / settings.batch_size / speedup
         """Seconds of training dense on one image."""
 
     def seconds(self) -> dict[str, float]:

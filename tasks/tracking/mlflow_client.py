@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -85,35 +84,8 @@ def _remedy(error: BaseException, text: str, takes: str, is_local: bool) -> str:
     return "Check that it is running, and that MLFLOW_TRACKING_URI is its address"
 
 
-def connect_early(paths: ProjectPaths) -> None:
-    """Begin to connect to the project's own store in a thread; the first connection creates it, which takes seconds.
-
-    `connect` waits for it. A failure shows there again, with its remedy.
-    """
-    global _early
-    if not tracking_store.is_local_store(paths):
-        return
-
-    def call() -> None:
-        with contextlib.suppress(Exception, CallTimeout):
-            _connect(paths).search_experiments(max_results=1)
-
-    _early = threading.Thread(target=call, daemon=True)
-    _early.start()
-
-
-_early: threading.Thread | None = None
-"""The thread of `connect_early`."""
-
-
 def connect(paths: ProjectPaths) -> Any:
     """Return the client for the project's tracking and registry addresses."""
-    if _early is not None:
-        _early.join()
-    return _connect(paths)
-
-
-def _connect(paths: ProjectPaths) -> Any:
     if tracking_store.is_local_store(paths):
         _relocate_once(paths)
     return _client(tracking_store.tracking_address(paths), tracking_store.registry_address(paths))

@@ -17,7 +17,6 @@ from tasks.project.disk_errors import check_free_space
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import STEP_TIMES, STEP_VERSIONS
 from tasks.registry import promotion_state, registered_weights
-from tasks.tracking import mlflow_client
 from tasks.versioning import dvc_stages, integrity, s3_mirror
 from winnow.cli import plan
 from winnow.cli.terminal import Terminal
@@ -55,7 +54,6 @@ def run_stale(paths: ProjectPaths, config: Config) -> int:
             from flows.pipeline import pipeline
             from flows.runtime import exit_on_stop
 
-            mlflow_client.connect_early(paths)  # while Prefect's server starts
             with exit_on_stop(), running_servers.temporary_server_errors():
                 done = pipeline(str(paths.root))
     else:
