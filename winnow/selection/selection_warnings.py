@@ -63,7 +63,7 @@ def selection_warnings(
     if trained_candidates and CONTROL not in config.candidates:
         warnings.append(
             f"{CONTROL} is not among the candidates: {', '.join(trained_candidates)} are, or may be, trained further, "
-            "and are compared with dense, which is not"
+            "and are compared with dense, which is not; `winnow run --full` adds it"
         )
     warnings += _missing_rounding_controls(config)
     if reference != ROOT and dense_drop is not None and dense_drop.low > 0:
