@@ -8,7 +8,7 @@ from tasks.project.paths import ProjectPaths
 from tasks.registry import promotion_state
 from winnow.benchmark.measurement_error import describe_errors
 from winnow.config import load_config, topological_order
-from winnow.config.candidates import ROOT
+from winnow.config.candidate_names import ROOT
 from winnow.config.data import Data
 from winnow.evaluation.effective_sample_size import in_groups
 from winnow.evaluation.intervals import Ratio

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.project.paths import ProjectPaths
-from winnow.config.candidates import is_candidate_name
+from winnow.config.candidate_names import is_candidate_name
 from winnow.errors import ConfigError
 
 

@@ -33,7 +33,6 @@ GIT_IGNORE = "/.venv/\n/.winnow/\n/artifacts/\n/data/weights/*\n!/data/weights/R
 DVC_IGNORE = "__pycache__/\n.*.tmp\n"
 DVC_SETTINGS = {"core": {"analytics": "false", "check_update": "false"}, "cache": {"type": '"hardlink,reflink,copy"'}}
 WEIGHTS_README = "Put files with known weights here, and name them in teacher.weights or pretrain.start.\n"
-FLOW_FILES = ("flows/", ".py:")
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", ".gitignore", ".dvcignore")
 
 

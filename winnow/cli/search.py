@@ -22,7 +22,7 @@ from winnow.cli.search_front import front_rows
 from winnow.cli.search_results import describe_verdict, print_front, runtime_note, write_files
 from winnow.cli.terminal import Terminal
 from winnow.config import CONTROL, ROOT, Config
-from winnow.config.candidates import NAME_RULE, RESERVED_NAMES, is_candidate_name
+from winnow.config.candidate_names import NAME_RULE, RESERVED_NAMES, is_candidate_name
 from winnow.errors import ConfigError, MissingExtra
 from winnow.hardware import cpu_flags, int8_sums_saturate
 from winnow.search.loop import SearchProgress, search

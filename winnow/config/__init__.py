@@ -15,11 +15,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError, model_validator
 
 from winnow.config.benchmark import Benchmark
+from winnow.config.candidate_names import CONTROL, ROOT
 from winnow.config.candidate_tree import topological_order, tree_errors
 from winnow.config.candidates import (
-    CONTROL,
     METHOD_SETTINGS,
-    ROOT,
     AnyCandidate,
     Candidate,
     Cluster,
@@ -28,7 +27,6 @@ from winnow.config.candidates import (
     Probe,
     Prune,
     Quantize,
-    Recovery,
     Sparsify,
     TrainedCandidate,
     may_train,
@@ -49,6 +47,7 @@ from winnow.config.pretrain import (
     resolve_method,
 )
 from winnow.config.promotion import Gates, Promotion
+from winnow.config.recovery import Recovery
 from winnow.config.refit import Refit
 from winnow.config.search import Search
 from winnow.config.section import Augmentation, Optimiser, Section

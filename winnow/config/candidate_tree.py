@@ -5,20 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from winnow.config.backbones import has_feature_maps, is_prunable
-from winnow.config.candidates import (
-    CONTROL,
-    NAME_RULE,
-    RESERVED_NAMES,
-    ROOT,
-    AnyCandidate,
-    Candidate,
-    Distill,
-    Factorize,
-    Probe,
-    Prune,
-    Quantize,
-    is_candidate_name,
-)
+from winnow.config.candidate_names import CONTROL, NAME_RULE, RESERVED_NAMES, ROOT, is_candidate_name
+from winnow.config.candidates import AnyCandidate, Candidate, Distill, Factorize, Probe, Prune, Quantize
 
 
 def tree_errors(
