@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
+import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,19 @@ S3 = "s3://"
 GIT_IGNORE = "/.venv/\n/.winnow/\n/artifacts/\n/data/weights/*\n!/data/weights/README.md\n"
 DVC_IGNORE = "__pycache__/\n.*.tmp\n"
 DVC_SETTINGS = {"core": {"analytics": "false", "check_update": "false"}, "cache": {"type": '"hardlink,reflink,copy"'}}
+WEIGHTS_README_FILE = "data/weights/README.md"
 WEIGHTS_README = "Put files with known weights here, and name them in teacher.weights or pretrain.start.\n"
+FOREIGN_OWNER = ("dubious ownership", "not owned by current user")
+"""Parts of the errors of git and of libgit2, which DVC uses, for a folder of another user."""
+DVC_SUPPORT = "dvc.org/support"
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", ".gitignore", ".dvcignore")
 
 
 def create_project(folder: Path, images: str | None) -> int:
     """Create a project in `folder` for these images: a folder, an archive, a table of labels, or s3://bucket/prefix.
 
-    Nothing is written if the images cannot be used. Raises WinnowError, also where the folder has such files already.
+    Nothing is left behind if the images cannot be used, or a file, git or DVC fails. Raises WinnowError, also where the
+    folder has such files already.
     """
     root = folder.resolve()
     if existing := [name for name in FILES if (root / name).exists()]:
@@ -53,8 +60,10 @@ def create_project(folder: Path, images: str | None) -> int:
     if images and not images.startswith(S3):
         survey = _survey(root, data)
         settings += _suggest(settings, survey)
-    _write_files(root, _params(settings))
-    versioned = _initialise_versioning(root)
+    params = _params(settings)
+    with _undone_on_failure(root):
+        _write_files(root, params)
+        versioned = _initialise_versioning(root)
     _describe(root, versioned, survey, settings)
     return 0
 
@@ -139,9 +148,27 @@ def _params(settings: Sequence[Setting]) -> str:
     return edit_document(template("params.yaml"), change)
 
 
-def _write_files(root: Path, params: str) -> None:
-    """Write the files of a project. Where one fails, those written before are removed again."""
+@contextlib.contextmanager
+def _undone_on_failure(root: Path) -> Iterator[None]:
+    """Remove what the block has created in the project where it fails. Raises WinnowError for an OSError."""
     created = not root.exists()
+    names = (*FILES, "data", NO_FILE, WEIGHTS_README_FILE, installed_code.FOLDER, ".git", ".dvc")
+    new = [path for name in names if not (path := root / name).exists()]
+    try:
+        yield
+    except BaseException as error:
+        for path in [root] if created else new:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.exists():
+                path.unlink()
+        if isinstance(error, OSError):
+            raise WinnowError(f"{root} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _write_files(root: Path, params: str) -> None:
+    """Write the files of a project, except those that the user's data/ contains already."""
     texts = {
         "params.yaml": params,
         "dvc.yaml": installed_code.project_stages(),
@@ -149,25 +176,14 @@ def _write_files(root: Path, params: str) -> None:
         ".gitignore": GIT_IGNORE,
         ".dvcignore": DVC_IGNORE,
         NO_FILE: "",
-        "data/weights/README.md": WEIGHTS_README,
+        WEIGHTS_README_FILE: WEIGHTS_README,
     }
-    written: list[Path] = []
-    try:
-        for name, text in texts.items():
-            path = root / name
-            if path.exists():  # the user's data/ may contain such files
-                continue
+    for name, text in texts.items():
+        path = root / name
+        if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            written.append(path)
             write_text(path, text)
-        installed_code.write_digests(root)
-    except OSError as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        shutil.rmtree(root / installed_code.FOLDER, ignore_errors=True)
-        if created:
-            shutil.rmtree(root, ignore_errors=True)
-        raise WinnowError(f"{root} cannot be written: {error.strerror}") from error
+    installed_code.write_digests(root)
 
 
 def _deployments() -> str:
@@ -190,7 +206,7 @@ def _initialise_versioning(root: Path) -> str:
     if (root / ".dvc").exists():
         return "nothing: .dvc/ exists"
     option = [] if (root / ".git").exists() else ["--subdir"] if is_inside else ["--no-scm"]
-    _call(dvc_stages.command("init", "--quiet", *option), root)
+    _call(dvc_stages.command("init", *option), root)
     path, settings = root / ".dvc" / "config", configparser.ConfigParser(interpolation=None)
     settings.read(path, encoding="utf-8")
     settings.read_dict(
@@ -206,13 +222,20 @@ def _runs(command: list[str], folder: Path) -> bool:
 
 
 def _call(command: list[str], folder: Path) -> None:
-    """Run a command. Raises WinnowError with its last line where it fails."""
+    """Run a command of git or DVC. Raises WinnowError with its error where it fails."""
     result = subprocess.run(
         command, cwd=folder, env=dvc_stages.environment(), capture_output=True, text=True, check=False
     )
-    if result.returncode != 0:
-        lines = (result.stderr or result.stdout).strip().splitlines()
-        raise WinnowError(f"`{' '.join(command[-3:])}` failed in {folder}: {lines[-1] if lines else result.returncode}")
+    if result.returncode == 0:
+        return
+    output = result.stderr or result.stdout
+    if any(text in output for text in FOREIGN_OWNER):
+        raise WinnowError(
+            f"{folder} belongs to another user, so git refuses to use it: run winnow as its owner, or allow it by "
+            f"`git config --global --add safe.directory {shlex.quote(str(folder))}`"
+        )
+    lines = [line for line in output.splitlines() if line.strip() and DVC_SUPPORT not in line]
+    raise WinnowError(f"`{' '.join(command[-3:])}` failed in {folder}: {lines[-1] if lines else result.returncode}")
 
 
 def _describe(root: Path, versioned: str, survey: Survey | None, settings: Sequence[Setting]) -> None:

@@ -168,7 +168,7 @@ def _judge(name: str, subject: str, loss: Drop, allowed: float, sample: str = ""
         metric = "" if name == "drop" else " of macro F1"
         reason = (
             f"not shown: gains {signed_points(-loss.points)} points{metric}; with {sample} a loss of up to "
-            f"{signed_points(loss.high)} points cannot be excluded, {upper_limit:g} are allowed ({subject}))"
+            f"{signed_points(loss.high)} points cannot be excluded, {upper_limit:g} are allowed ({subject})"
         )
     elif loss.points > allowed:
         reason = f"not shown: {subject} may exceed {allowed:g}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -138,6 +139,29 @@ def test_a_read_only_place_is_named(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WinnowError, match="cannot be written"):
         create_project(tmp_path / "file" / "shop", str(photos))
+
+
+def test_a_failure_of_git_leaves_nothing_behind(photos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "shop"
+    root.mkdir()
+    (root / ".git").write_text("no repository", encoding="utf-8")
+    with pytest.raises(WinnowError, match="git init"):
+        create_project(root, str(photos))
+    assert [path.name for path in root.iterdir() if path.is_file()] == [".git"]
+    (root / ".git").unlink()
+    assert create_project(root, str(photos)) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_another_user_is_named(photos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "shop"
+    root.mkdir()
+    subprocess.run(["git", "init", "-q", root], check=True)
+    for path in (root, root / ".git"):
+        os.chown(path, 12345, 12345)
+    with pytest.raises(WinnowError, match="belongs to another user"):
+        create_project(root, str(photos))
+    assert [path.name for path in root.iterdir()] == [".git"]
 
 
 def test_within_a_git_repository_none_is_created(photos: Path, tmp_path: Path) -> None:

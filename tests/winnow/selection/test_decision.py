@@ -366,6 +366,7 @@ def test_a_gain_on_few_images_is_reported_as_not_shown() -> None:
         r"cannot be excluded, 0\.02 are allowed",
         gate.reason,
     )
+    assert gate.reason.count("(") == gate.reason.count(")")
     size = Gate(name="size", passed=False, reason="too large")
     gates = [gate, size]
     assert describe_failures(gates[:1]) == "not shown: macro F1"
