@@ -10,6 +10,7 @@ import torch
 
 from tests.records import benchmark_row
 from tests.winnow.benchmark.toy_predictions import LABELS, PIXELS, Array, predict_logits
+from winnow.benchmark.benchmark_warnings import benchmark_warnings
 from winnow.benchmark.grid import (
     SAMPLES_FOR_P95,
     SCREENING_ROUNDS,
@@ -24,7 +25,6 @@ from winnow.benchmark.timing import visiting_order
 from winnow.config import Benchmark
 from winnow.deploy.runtime_properties import NEEDED_AGREEMENT, Predict, RuntimeUnavailable
 from winnow.records.benchmark import AbsentCase, BenchmarkCase, BenchmarkRow, BestRows
-from winnow.steps.benchmark import benchmark_warnings
 
 SETTINGS = Benchmark(large_batch=8, samples=24, rounds=6, warm_up_ms=0, timed_ms=0)
 
