@@ -30,6 +30,7 @@ from tasks.tracking.mlflow_client import StoreError
 from tasks.versioning import dvc_stages, integrity
 from winnow.config import load_config
 from winnow.errors import WinnowError
+from winnow.eta import RESUMING
 
 FOLLOW_SECONDS = 2.0
 _running: list[tuple[str, StageProcess]] = []
@@ -111,9 +112,9 @@ def run_stage(root: str, stage: str, parent_run: str | None) -> StageResult:
         raise
     times = STEP_TIMES.read(paths, name) if outcome == "ran" else None
     own = times["step"] if times else 0.0
-    seconds = time.monotonic() - started
-    time_left.end_step(parent_run, name, seconds)
-    return {"stage": name, "outcome": outcome, "seconds": seconds, "own": own}
+    did_all = outcome == "ran" and not any(line.startswith(RESUMING) for line in lines)
+    time_left.end_step(parent_run, name, own if did_all else None)
+    return {"stage": name, "outcome": outcome, "seconds": time.monotonic() - started, "own": own}
 
 
 def stop_running(parent_run: str) -> None:
@@ -132,14 +133,14 @@ def _stream(paths: ProjectPaths, stage: str, label: str, runs: tuple[str, str], 
 
     `runs`: MLflow's run of the execution, and of this step in it.
     """
-    parent_run, run_id = runs
+    parent_run, _ = runs
     if parent_run in _stopped_runs:
         raise StageFailed(f"step {label} was not begun: the run was stopped")
     process = start_stage(paths.root, stage)
     run_lock.record_step(paths, label)
     _running.append((parent_run, process))
     ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(paths, label, run_id, ended), daemon=True)
+    follower = threading.Thread(target=_follow, args=(paths, label, runs, ended, log), daemon=True)
     follower.start()
     lines: list[str] = []
     try:
@@ -192,12 +193,18 @@ def _failure(label: str, lines: list[str], status: int) -> str:
     return f"step {label} failed: {message.strip()}{hint}"
 
 
-def _follow(paths: ProjectPaths, label: str, run_id: str, ended: threading.Event) -> None:
-    """Every two seconds: new rows of curves to MLflow. A file that an earlier training left is not this one's yet."""
+def _follow(paths: ProjectPaths, label: str, runs: tuple[str, str], ended: threading.Event, log: Any) -> None:
+    """Every two seconds: log new rows of curves to MLflow, and the total time left once it is known.
+
+    A file of curves that an earlier training left is not this one's yet. `runs`: as in `_stream`.
+    """
+    parent_run, run_id = runs
     sent: dict[Path, int] = {}
     started = time.time()
     while True:
         last = ended.wait(FOLLOW_SECONDS)
+        if not last and (line := time_left.first_line(parent_run)):
+            log.info("%s", line)
         # A refit trains several networks, each in a folder of its own.
         for path in sorted(paths.checkpoints.glob(f"{label}-????????????????/**/*.curves.jsonl")):
             rows, known = _rows(path, started), sent.get(path, 0)

@@ -22,6 +22,7 @@ import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -32,17 +33,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from tasks.project import environment
+from tasks.project.deadlines import CallTimeout, time_limit
 from tasks.project.paths import ProjectPaths
 from tasks.step_request import MAX_BYTES, STEP_SOCKET_VARIABLE
 
 MODULES = (
     *(f"winnow.steps.{step}" for step in ("ingest", "embed", "pretrain", "finetune", "compress", "benchmark")),
     *(f"winnow.steps.{step}" for step in ("select", "refit", "report")),
-    *("tasks.step_process", "dvc.cli", "dvc.commands.repro", "dvc.repo.reproduce"),
+    *("tasks.forecast.rough_forecast", "tasks.step_process", "dvc.cli", "dvc.commands.repro", "dvc.repo.reproduce"),
     *("onnx", "torch._inductor.compile_fx", "torch.onnx", "torch_pruning", "scipy.stats"),
 )
 """The modules that most steps use and whose import takes long."""
 READY = b"ready"
+INGEST = b"ingest"
 FORECAST_SECONDS = 30
 """The longest time that the rough forecast may take."""
 
@@ -61,20 +64,23 @@ def _serve(requests: socket.socket) -> tuple[str, int] | None:
     """Import the modules and fork for each request. Return the stage and its output in a fork, None at the end."""
     for module in MODULES:
         importlib.import_module(module)
-    from tasks.forecast.rough_forecast import write_rough_forecast
-
     gc.freeze()  # or a garbage collection in a fork would copy all objects
     imported = _file_times()
     requests.send(READY)
-    if _is_forecaster():
-        requests.close()
-        signal.alarm(FORECAST_SECONDS)  # a large archive takes long to list: then there is no forecast
-        write_rough_forecast(ProjectPaths(Path.cwd()))
-        return None
+    ended, used = os.pipe()  # closes with this process, however it ends
+    has_forecast = False
     while True:
         message, outputs, _, _ = socket.recv_fds(requests, MAX_BYTES, 1)
         if not message or any(_modified(file) != time for file, time in imported.items()):
             return None  # the flow has ended, or code was edited: a fork would compute with the former code
+        if message != INGEST and not has_forecast:  # the images are ingested
+            has_forecast = True
+            if _fork_detached():
+                os.close(used)
+                os.close(outputs[0])
+                requests.close()
+                _forecast(ended)
+                return None
         if not (child := os.fork()):
             return message.decode(), outputs[0]
         os.close(outputs[0])
@@ -82,14 +88,31 @@ def _serve(requests: socket.socket) -> tuple[str, int] | None:
         requests.send(str(_wait_for(child)).encode())
 
 
-def _is_forecaster() -> bool:
-    """Return True in a process that is forked twice, so that it is no child of this one, and False in this one."""
+def _fork_detached() -> bool:
+    """Return True in a new process that is no child of this one, and False in this one."""
     if not (child := os.fork()):
         if os.fork():
             os._exit(0)
         return True
     _wait_for(child)
     return False
+
+
+def _forecast(ended: int) -> None:
+    """Write the rough forecast. It ends without one after FORECAST_SECONDS, or with the preloaded process."""
+    from tasks.forecast.rough_forecast import write_rough_forecast
+
+    paths = ProjectPaths(Path.cwd())
+    folder = paths.state_dir / "forecast"
+
+    def end_with_the_preloaded_process() -> None:
+        os.read(ended, 1)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+    threading.Thread(target=end_with_the_preloaded_process, daemon=True).start()
+    with contextlib.suppress(CallTimeout), time_limit(FORECAST_SECONDS):
+        write_rough_forecast(paths, folder)
 
 
 def _file_times() -> dict[str, int]:

@@ -5,7 +5,8 @@
         end_step(parent_run, "ingest", 3.2)
 
 Forecasts are those of `winnow plan` for the same params.yaml, or else the rough ones of
-tasks/forecast/rough_forecast.py, which appear some seconds after the start. Without either there is no time.
+tasks/forecast/rough_forecast.py, which appear some seconds after the images are ingested. Without either there is no
+time.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from winnow.records import sha256_of
 
 STEP_OVERHEAD = 1.0
 """Seconds that a step takes outside itself."""
-LEAST_SECONDS = 10.0
+MIN_SECONDS = 10.0
 """The forecast of the ended steps above which their actual time corrects the forecast of the others."""
-MOST_CORRECTION = 3.0
+MAX_CORRECTION = 3.0
+"""The largest factor, and one over the smallest, by which forecasts are corrected."""
 
 
 class TimeLeft:
@@ -31,17 +33,26 @@ class TimeLeft:
     def __init__(self, paths: ProjectPaths, steps: Sequence[str]) -> None:
         """`steps`: those that will run, in this order."""
         self._paths, self._steps = paths, list(steps)
-        self._actual: dict[str, float] = {}
+        self._actual: dict[str, float | None] = {}
+        self._has_line = False
 
     def begin(self, step: str) -> str:
         """Return a line on the position of the step and the total time left; without a forecast the position alone."""
         position = f"step {self._steps.index(step) + 1} of {len(self._steps)}" if step in self._steps else step
         seconds = self.seconds_left()
+        self._has_line |= seconds is not None
         return position if seconds is None else f"{position}, about {format_duration(seconds)} left in total"
 
-    def end(self, step: str, seconds: float) -> None:
-        """Record the time that a step took."""
-        self._actual[step] = seconds
+    def first_line(self) -> str:
+        """Return a line on the total time left when the first forecast has come within a step; else ""."""
+        if self._has_line or (seconds := self.seconds_left()) is None:
+            return ""
+        self._has_line = True
+        return f"about {format_duration(seconds)} left in total"
+
+    def end(self, step: str, seconds: float | None) -> None:
+        """Record the seconds that a step took itself; None where it did not do all its work, as a restored one."""
+        self._actual[step] = None if seconds is None else seconds + STEP_OVERHEAD
 
     def seconds_left(self) -> float | None:
         """Return the seconds that the steps without an end will take; None without a forecast."""
@@ -49,22 +60,24 @@ class TimeLeft:
         left = [step for step in self._steps if step not in self._actual]
         if not set(left) <= forecast.keys():
             return None
-        ended = [step for step in self._actual if step in forecast]
-        expected = sum(forecast[step] for step in ended)
+        actual = {step: seconds for step, seconds in self._actual.items() if seconds is not None and step in forecast}
+        expected = sum(forecast[step] for step in actual)
         factor = 1.0
-        if expected >= LEAST_SECONDS:
-            factor = sum(self._actual[step] for step in ended) / expected
-            factor = min(max(factor, 1 / MOST_CORRECTION), MOST_CORRECTION)
-        return sum(forecast[step] * factor + STEP_OVERHEAD for step in left)
+        if expected >= MIN_SECONDS:
+            factor = min(max(sum(actual.values()) / expected, 1 / MAX_CORRECTION), MAX_CORRECTION)
+        return sum(forecast[step] for step in left) * factor
 
 
 def read_forecast(paths: ProjectPaths) -> Mapping[str, float]:
-    """Return step -> seconds of the plan or of the rough forecast for the present params.yaml; {} without one."""
+    """Return step -> seconds of the plan or of the rough forecast for the present params.yaml; {} without one.
+
+    They include what a step takes outside itself.
+    """
     params = sha256_of(paths.root / "params.yaml")
     plan, rough = PLAN.read(paths), ROUGH_FORECAST.read(paths)
     steps: dict[str, float] = {}
     if rough is not None and rough["params"] == params:
-        steps |= rough["seconds"]
+        steps |= {step: seconds + STEP_OVERHEAD for step, seconds in rough["seconds"].items()}
     if plan is not None and plan["params"] == params:
         steps |= {step: planned["seconds"] for step, planned in plan["steps"].items()}
     return steps
@@ -89,7 +102,12 @@ def begin_step(parent_run: str, step: str) -> str:
     return _runs[parent_run].begin(step) if parent_run in _runs else ""
 
 
-def end_step(parent_run: str, step: str, seconds: float) -> None:
-    """Record the time that a step took; outside `tracked` do nothing."""
+def first_line(parent_run: str) -> str:
+    """Return the line of `TimeLeft.first_line`; "" outside `tracked`."""
+    return _runs[parent_run].first_line() if parent_run in _runs else ""
+
+
+def end_step(parent_run: str, step: str, seconds: float | None) -> None:
+    """Record the time that a step took, as `TimeLeft.end` does; outside `tracked` do nothing."""
     if parent_run in _runs:
         _runs[parent_run].end(step, seconds)

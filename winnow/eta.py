@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+RESUMING = "resuming from step"
+"""How the line begins by which a training says that it resumes from a checkpoint."""
+
 
 def format_duration(seconds: float) -> str:
     """Return seconds as text: "1:02:03", "2:03" or "12 s"."""

@@ -1,6 +1,6 @@
 """A rough forecast of a run within seconds: one training step is timed, everything else follows by formulas.
 
-`winnow run` makes it while its servers start, for the total time that is left (tasks/time_left.py). `winnow plan`
+`winnow run` makes it once the images are ingested, for the total time that is left (tasks/time_left.py). `winnow plan`
 measures every step, which takes a minute or two and is more accurate. The constants were measured on two cores.
 """
 
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
+import shutil
 from pathlib import Path
 
+from tasks.forecast.benchmark_cost import COMPARED_CASES
 from tasks.forecast.data_counts import Counts, count_images
 from tasks.forecast.microbenchmarks import Microbenchmarks, random_images
+from tasks.project import gpu_slots
 from tasks.project.paths import ProjectPaths
 from tasks.project.state_files import ROUGH_FORECAST
 from winnow.benchmark.cases import plan_cases
 from winnow.benchmark.grid import SCREENING_ROUNDS, screening_settings
 from winnow.compression.network_size import count_macs
+from winnow.compression.quantize import quantization_recipe, static_rungs
 from winnow.config import (
     ROOT,
     Benchmark,
@@ -40,27 +43,30 @@ from winnow.errors import WinnowError
 from winnow.hardware import cores
 from winnow.models.backbones import Architecture, build_model
 from winnow.records import RECORD, sha256_of
-from winnow.training.device import default_device
 from winnow.training.finetuning import classification_loss
 
+TIMED_PIXELS = 2**19
+"""The most pixels of a timed batch: larger batches take memory from the step that runs meanwhile."""
 INGESTED_PER_S = 4000
+"""Images."""
 TEACHER_MACS = 2e8
 """Multiply-adds of a usual teacher for one image."""
-USUAL_SIDE, MOST_ENLARGED = 224, 5
+USUAL_SIDE, MAX_ENLARGEMENT = 224, 5
 """The side of the images that networks with known weights take, unless images would be enlarged more than this."""
 FORWARD_SHARE = 0.45
 """Time of a prediction as a share of that of a training step on the same image."""
-START_SECONDS = {"select": 2.0, "refit": 2.0, "report": 12.0}
+SELECT_SECONDS, REFIT_START_SECONDS, REPORT_SECONDS = 2.0, 2.0, 12.0
 CANDIDATE_SECONDS, QUANTIZE_SECONDS, PROBE_SECONDS = 5.0, 3.0, 15.0
 """To export and check a candidate; to quantize one scheme; to fit the head of the teacher."""
-LADDER_SCHEMES = {"ladder": 5, "controlled": 4}
+CONTROLLED_FILES = 4
+"""Files that the scheme `controlled` usually quantizes."""
 VIEWS = {RotNet: 4, SimCLR: 2}
+"""Pretraining method -> views of each image in a step; others have one."""
 THREADS_EXPONENT = 0.85
 """Training on n cores is n to this power times as fast as on one."""
 BENCHMARK_SECONDS, COMPILE_SECONDS, PAUSE_SECONDS = 25.0, 3.0, 0.02
 """Peaks, footprints and checks of the benchmark; to compile PyTorch once; from one visit of a case to the next."""
-COMPARED_CASES = 4
-"""Compared cases per file, over both batch sizes."""
+BATCH_SIZES = 2
 
 
 class RoughForecast:
@@ -75,11 +81,11 @@ class RoughForecast:
         microbenchmarks = Microbenchmarks(random_images(folder / "data", config.data, counts.classes), folder)
         rate = settings.learning_rates[0]
         loss = classification_loss(settings, architecture.image_size)
-        threads_before = set_torch_threads(1)  # servers start on the other cores meanwhile
-        per_step = microbenchmarks.seconds_per_step(model, loss, settings.batch_size, settings.optimiser(rate))
+        batch = min(settings.batch_size, max(4, TIMED_PIXELS // architecture.image_size**2))
+        threads_before = set_torch_threads(1)  # a step runs meanwhile
+        per_step = microbenchmarks.seconds_per_step(model, loss, batch, settings.optimiser(rate))
         set_torch_threads(threads_before)
-        speedup = math.pow(cores(), THREADS_EXPONENT) if default_device().type == "cpu" else 1.0
-        self._per_image = per_step / settings.batch_size / speedup
+        self._per_image = per_step / batch / math.pow(cores(), THREADS_EXPONENT)
         """Seconds of training dense on one image."""
 
     def seconds(self) -> dict[str, float]:
@@ -94,7 +100,9 @@ class RoughForecast:
             "finetune": self._finetune(),
             **{name: self._candidate(candidate) for name, candidate in self.config.candidates.items()},
             "benchmark": self._benchmark(self.config.benchmark),
-            **START_SECONDS,
+            "select": SELECT_SECONDS,
+            "refit": self._refit(),
+            "report": REPORT_SECONDS,
         }
 
     def _pretrain(self) -> float:
@@ -120,7 +128,8 @@ class RoughForecast:
             return PROBE_SECONDS
         seconds = CANDIDATE_SECONDS
         if isinstance(candidate, Quantize):
-            seconds = QUANTIZE_SECONDS * LADDER_SCHEMES.get(candidate.scheme, 1)
+            rungs = len(static_rungs(quantization_recipe(candidate)))
+            seconds = QUANTIZE_SECONDS * {"ladder": rungs, "controlled": CONTROLLED_FILES}.get(candidate.scheme, 1)
             if candidate.recovery is not None:
                 recovery = candidate.recovery
                 seconds += recovery.steps_for(self.counts.train) * recovery.batch_size * self._per_image
@@ -129,13 +138,26 @@ class RoughForecast:
             seconds += shown * self._per_image * math.sqrt(self._share_of_macs(candidate))  # small ones are inefficient
         return seconds
 
+    def _refit(self) -> float:
+        """Return the seconds to refit dense and, as the winner is not known, the candidate that takes longest."""
+        settings, counts, candidates = self.config.finetune, self.counts, self.config.candidates
+        if self.config.refit.reason_against(counts.choosing, self.config.data.label_budget):
+            return REFIT_START_SECONDS
+        shown = settings.steps_for(counts.budget + counts.choosing) * settings.batch_size
+        if isinstance(unlabelled := settings.unlabelled, UnlabelledTraining) and counts.budget < counts.train:
+            shown += unlabelled.steps_for(counts.train) * unlabelled.batch_size
+        longest = max(map(self._candidate, candidates.values()), default=0.0)
+        return REFIT_START_SECONDS + shown * self._per_image + longest + CANDIDATE_SECONDS
+
     def _share_of_macs(self, candidate: Candidate) -> float:
-        """Return the multiply-adds of a candidate as a share of those of dense, for pruning about."""
+        """Return the multiply-adds of a candidate as a share of those of dense: of a pruned one about, and a half where
+        the amount is known after pruning only.
+        """
         if isinstance(candidate, Prune):
             remove = candidate.remove
-            return (
-                1 - (remove.macs or remove.parameters or 0.5) if remove.channels is None else (1 - remove.channels) ** 2
-            )
+            if remove.channels is not None:
+                return (1 - remove.channels) ** 2
+            return 1 - (remove.macs or remove.parameters or 0.5)
         if isinstance(candidate, Distill) and candidate.student != "same":
             architecture = self._architecture(candidate.student, self.config.data.image_size, candidate.width)
             return count_macs(build_model(architecture), architecture) / self._macs
@@ -154,19 +176,30 @@ class RoughForecast:
         return (
             BENCHMARK_SECONDS
             + COMPILE_SECONDS * compiled
-            + SCREENING_ROUNDS * len(cases) * _visit_seconds(screening)
-            + settings.rounds * COMPARED_CASES * files * _visit_seconds(settings)
+            + SCREENING_ROUNDS * len(cases) * _seconds_per_visit(screening)
+            + settings.rounds * BATCH_SIZES * (COMPARED_CASES * files + 1) * _seconds_per_visit(settings)
         )
 
 
-def write_rough_forecast(paths: ProjectPaths) -> None:
-    """Forecast the run of this project and store it; without a usable project or data do nothing."""
-    params, data = paths.root / "params.yaml", paths.artifacts / "data"
-    with contextlib.suppress(WinnowError, OSError), tempfile.TemporaryDirectory() as folder:
-        digest, config = sha256_of(params), load_config(params)
-        counts = count_images(config, data if (data / RECORD).is_file() else None, paths.state_dir)
-        seconds = RoughForecast(config, counts, Path(folder)).seconds()
-        ROUGH_FORECAST.write(paths, {"params": digest, "seconds": seconds})
+def write_rough_forecast(paths: ProjectPaths, folder: Path) -> None:
+    """Forecast the run of this project and store it; `folder` is created for its files, and removed.
+
+    Nothing is written without ingested images, and on a machine with a GPU, which a step uses meanwhile; nor where the
+    project is not usable.
+    """
+    params = paths.root / "params.yaml"
+    if gpu_slots.has_gpu() or not (paths.artifacts / "data" / RECORD).is_file():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with contextlib.suppress(WinnowError, OSError, RuntimeError, MemoryError, KeyError):
+            digest, config = sha256_of(params), load_config(params)
+            counts = count_images(config, paths.artifacts / "data", paths.state_dir)
+            seconds = RoughForecast(config, counts, folder).seconds()
+            if paths.state_dir.is_dir():
+                ROUGH_FORECAST.write(paths, {"params": digest, "seconds": seconds})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _network_size(config: Config) -> int:
@@ -174,8 +207,8 @@ def _network_size(config: Config) -> int:
     pretrain, size = config.pretrain, config.data.image_size
     if pretrain.start == NO_WEIGHTS:
         return size
-    return min(USUAL_SIDE, MOST_ENLARGED * size) if pretrain.input_size == "auto" else pretrain.input_size
+    return min(USUAL_SIDE, MAX_ENLARGEMENT * size) if pretrain.input_size == "auto" else pretrain.input_size
 
 
-def _visit_seconds(settings: Benchmark) -> float:
+def _seconds_per_visit(settings: Benchmark) -> float:
     return PAUSE_SECONDS + (settings.warm_up_ms + settings.timed_ms) / 1e3

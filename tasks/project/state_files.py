@@ -131,7 +131,7 @@ class PlannedStep(TypedDict):
     disk_mb: float
 
 
-class RoughForecast(TypedDict):
+class SavedForecast(TypedDict):
     """The rough forecast that a run makes when it starts."""
 
     params: str
@@ -218,7 +218,7 @@ STEP_TIMES: StateFile[StepTimes | None] = StateFile("times/{}.json", StepTimes |
 STEP_VERSIONS: StateFile[dict[str, str]] = StateFile("versions/{}.json", dict[str, str], {})
 """Step -> the versions of the libraries that it ran with."""
 PLAN: StateFile[SavedPlan | None] = StateFile("plan.json", SavedPlan | None, None)
-ROUGH_FORECAST: StateFile[RoughForecast | None] = StateFile("rough-forecast.json", RoughForecast | None, None)
+ROUGH_FORECAST: StateFile[SavedForecast | None] = StateFile("rough-forecast.json", SavedForecast | None, None)
 VERIFIED: StateFile[dict[str, Fingerprint]] = StateFile("verified.json", dict[str, Fingerprint], {})
 """MD5 -> fingerprint of the objects in DVC's cache that were read and found right."""
 PROMOTED: StateFile[PromotionState | None] = StateFile("promoted.json", PromotionState | None, None)

@@ -79,9 +79,11 @@ def footprint_cases(
 ) -> list[BenchmarkCase]:
     """Return the cases whose memory and start-up are measured: of dense also PyTorch eager.
 
-    Grid `quick`: each file in the runtime in which it is fastest for one image. Grid `full`: in all of them.
+    Grid `quick`: each file in the runtime in which dense is fastest for one image, so that files can be compared, and
+    in that in which it is fastest itself. Grid `full`: in all of them.
     """
     is_full, cases = settings.grid == "full", []
+    common = best_rows[ROOT].latency
     for name, is_int8 in files.int8.items():
         precision: Precision = "int8" if is_int8 else "f32"
         latency = best_rows[name].latency
@@ -89,8 +91,9 @@ def footprint_cases(
         if is_full:
             kinds += [("ort", precision, "file"), ("openvino", precision, "file")]
             kinds += [("openvino", "bf16", "file")] if not is_int8 and has_fast_bf16() else []
-        elif latency is not None:
-            kinds.append((latency.runtime, precision, "file"))
+        else:
+            runtimes = dict.fromkeys(row.runtime for row in (common, latency) if row is not None)
+            kinds += [(runtime, precision, "file") for runtime in runtimes]
         if name in files.networks and (is_full or name == ROOT):
             kinds.append(("eager", "f32", "contiguous"))
         cases += [BenchmarkCase(name, *kind, batch=1, threads=cores()) for kind in kinds]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import io
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -19,7 +19,7 @@ import yaml
 
 from tasks.project.paths import ProjectPaths, check_files
 from tasks.project.templates import template
-from winnow.cli.presets import merge_preset
+from winnow.cli.presets import merge_preset, removed_keys
 from winnow.cli.progress import print_line
 from winnow.config import TOO_DEEP_MESSAGE, NoPretraining, check_config
 from winnow.config.key_listing import section_keys
@@ -85,14 +85,33 @@ def apply_assignments(text: str, assignments: list[str]) -> str:
 
 
 def apply_preset(text: str, preset: str) -> str:
-    """Return the text of params.yaml after this preset, which is YAML; without a teacher, also without its uses."""
+    """Return the text of params.yaml after this preset, which is YAML; without a teacher, also without its uses.
+
+    Text that holds no sections is returned as it is: loading it raises ConfigError.
+    """
+    changes = _load_document(preset)
 
     def change(document: Any) -> None:
-        merge_preset(document, _load_document(preset))
+        merge_preset(document, changes)
         if _teacher_weights(document) == NO_WEIGHTS:
             _remove_uses_of_teacher(document)
 
-    return edit_document(text, change)
+    document = _load_document(text)
+    if not isinstance(document, MutableMapping):
+        return text
+    return edit_document(_without_lines(text, document, removed_keys(document, changes)), change)
+
+
+def _without_lines(text: str, document: Any, keys: Sequence[tuple[str, ...]]) -> str:
+    """Return the text without the lines of these keys, so that comments below them stay; those in `{...}` remain."""
+    numbers = set()
+    for *above, key in keys:
+        section = document
+        for part in above:
+            section = section[part]
+        if not section.fa.flow_style() and not isinstance(section[key], MutableMapping | list) and len(section) > 1:
+            numbers.add(section.lc.key(key)[0])
+    return "".join(line for number, line in enumerate(text.splitlines(keepends=True)) if number not in numbers)
 
 
 def obsolete_settings(document: Any, assignments: list[str]) -> list[str]:

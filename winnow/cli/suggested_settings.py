@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 
+from tasks.project.templates import template
+from winnow.cli.presets import FULL
 from winnow.config import FEW_LABELS, Config
 from winnow.data.survey import Survey
 from winnow.evaluation.intervals import simultaneous_confidence, smallest_upper_end
@@ -55,7 +58,8 @@ def _image_size(survey: Survey, has_gpu: bool) -> Setting:
 def _gates(survey: Survey, config: Config) -> list[Setting]:
     """Return wider gates where there are too few validation images to show what the present ones demand."""
     gates, share = config.promotion.gates, config.data.validation_fraction
-    confidence = simultaneous_confidence(max(1, len(config.candidates)))
+    names = {*config.candidates, *yaml.safe_load(template(FULL))["to"]["candidates"]}
+    confidence = simultaneous_confidence(len(names))  # the gates are to hold with --full, too
     per_class = [round(count * share) for count in survey.labelled.values()]
     labelled = sum(per_class)
     images = labelled + round(survey.unlabelled * share)

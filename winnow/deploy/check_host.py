@@ -286,7 +286,13 @@ def repeat_reference(rows: list[Row], manifest: Row) -> list[tuple[Row, Predict]
     fastest = {row["batch"]: row for row in slowest_first if row["candidate"] == REFERENCE}
     path = next((HERE / model["file"] for model in manifest["models"] if model["name"] == REFERENCE), HERE)
     cases = [{**{key: row[key] for key in CASE_KEYS}, "candidate": REPEATED_REFERENCE} for row in fastest.values()]
-    return [(case, open_model(path, manifest["image_size"], case)) for case in cases]
+    repeated = []
+    for case in cases:
+        try:
+            repeated.append((case, open_model(path, manifest["image_size"], case)))
+        except Exception as error:  # noqa: BLE001  # then there is no measurement error, but all other figures
+            sys.stderr.write(f"{REPEATED_REFERENCE} in {case['runtime']} could not be opened: {error}\n")
+    return repeated
 
 
 def screen_and_time(ready: list[tuple[Row, Predict]], manifest: Row, pixels: Any) -> list[Row]:

@@ -42,8 +42,9 @@ GLOSSARY = {
     "agreement": "Share of the validation images, labelled or not, on which a candidate and dense predict the same "
     "class. Against dense itself the drop in accuracy cannot exceed the disagreement; against dense-kd it can.",
     "speed-up": "Ratio of speeds, each file on its fastest runtime. There are three baselines: dense in PyTorch eager "
-    "f32 (the better of two memory layouts, and of one thread and all), dense on the best PyTorch of any kind, and "
-    "dense as the best float of any precision and runtime. Only the last shows the gain by compression alone; gates "
+    "f32 (the better of two memory layouts, and for one image of one thread and all), dense on the best float PyTorch "
+    "(compiled on all threads; one thread may be faster for a small network), and dense as the best float of any "
+    "precision and runtime. Only the last shows the gain by compression alone; gates "
     "use it.",
     "dense": "The fine-tuned network from which all candidates are made.",
     "front": "The candidates that no other beats in accuracy, size and latency at once (Pareto).",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from winnow.errors import ArtifactError
+from winnow.eta import RESUMING
 from winnow.models.state_loading import load_state
 from winnow.records import CurveRow, atomic_path
 
@@ -93,5 +94,5 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.o
             f"the checkpoint {path} is damaged ({' '.join(str(error).split())[:200]}); "
             "delete it to train from the start"
         ) from error
-    log.info("resuming from step %d", state.step)
+    log.info("%s %d", RESUMING, state.step)
     return state

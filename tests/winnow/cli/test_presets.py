@@ -62,6 +62,70 @@ def test_full_keeps_comments_and_can_be_repeated() -> None:
     assert apply_preset(text, template(FULL)) == text
 
 
+def test_the_preset_replaces_the_shipped_values() -> None:
+    """The section `from` holds values of params.yaml, and each has a new value in `to`."""
+
+    def check(old: dict[str, Any], new: dict[str, Any], shipped: dict[str, Any]) -> None:
+        for key, value in old.items():
+            assert key in new
+            if isinstance(value, dict):
+                check(value, new[key], shipped[key])
+            else:
+                assert value == shipped[key] != new[key]
+
+    preset = parsed(template(FULL))
+    check(preset["from"], preset["to"], parsed(SHIPPED))
+    assert set(preset["controls"]) <= set(preset["to"]["candidates"])
+
+
+def test_full_leaves_longer_trainings_of_the_user(tmp_path: Path) -> None:
+    own = {
+        "finetune.seeds": "[0,1,2,3,4]",
+        "pretrain.epochs": "100",
+        "candidates.pruned.recovery.epochs": "60",
+        "benchmark.rounds": "40",
+    }
+    text = apply_assignments(SHIPPED, [f"{key}={value}" for key, value in own.items()])
+    changed = full(text)
+    assert changed["finetune"]["seeds"] == [0, 1, 2, 3, 4]
+    assert (changed["pretrain"]["epochs"], changed["benchmark"]["rounds"]) == (100, 40)
+    assert changed["candidates"]["pruned"]["recovery"]["epochs"] == 60
+    assert changed["candidates"]["dense-kd"]["recovery"]["epochs"] == 60  # a control of pruned's recovery
+    assert changed["candidates"]["student"]["recovery"]["epochs"] == 30
+    after = apply_assignments(apply_preset(SHIPPED, template(FULL)), ["candidates.student.recovery.epochs=5"])
+    assert full(after)["candidates"]["student"]["recovery"]["epochs"] == 5
+
+
+def test_controls_are_those_of_the_users_candidates() -> None:
+    own = ["candidates.student.student=mobilenet_v3_small", "candidates.student.width=1.0"]
+    candidates = full(apply_assignments(SHIPPED, own))["candidates"]
+    assert (candidates["student-alone"]["student"], candidates["student-alone"]["width"]) == ("mobilenet_v3_small", 1.0)
+    settings = parsed(SHIPPED)
+    for name in ("student", "student-int8", "pruned", "pruned-int8"):
+        del settings["candidates"][name]
+    candidates = full(yaml.safe_dump(settings))["candidates"]
+    assert "student-alone" not in candidates
+    assert candidates["dense-kd"]["recovery"]["epochs"] == 20
+
+
+@pytest.mark.parametrize("text", ["", "[]", "abc", "1"])
+def test_text_without_sections_is_left_to_the_check(text: str) -> None:
+    assert apply_preset(text, template(FULL)) == text
+
+
+def test_comments_below_a_removed_key_stay() -> None:
+    text = SHIPPED.replace("  seed: 0\n\nfinetune:", "\n# FINETUNE NOTES\nfinetune:", 1)
+    text = text.replace(
+        "  unlabelled: {method: propagation, epochs: 6, min_steps: 600}\n",
+        "  unlabelled:\n    method: propagation\n    min_steps: 600\n    epochs: 6\n  # WEIGHTS NOTES\n",
+        1,
+    )
+    changed = apply_preset(text, template(FULL))
+    assert "# FINETUNE NOTES\nfinetune:" in changed
+    assert "    method: propagation\n  # WEIGHTS NOTES\n" in changed
+    assert "min_steps" not in parsed(changed)["pretrain"]
+
+
 def test_full_leaves_what_the_user_has_defined() -> None:
     text = apply_assignments(SHIPPED, ["finetune.unlabelled=none", "pretrain.method=rotnet", "pretrain.epochs=3"])
     settings = parsed(text)
@@ -71,7 +135,7 @@ def test_full_leaves_what_the_user_has_defined() -> None:
     assert changed["finetune"]["unlabelled"] == "none"
     assert "student" not in changed["candidates"]
     assert changed["candidates"]["sparse"] == {"from": "dense", "method": "quantize"}
-    assert check_config(changed).pretrain.epochs == 10  # type: ignore[union-attr]  # the default of rotnet
+    assert check_config(changed).pretrain.epochs == 3  # type: ignore[union-attr]
 
 
 def test_full_without_a_teacher_adds_nothing_that_needs_one() -> None:
@@ -85,9 +149,11 @@ def test_full_without_a_teacher_adds_nothing_that_needs_one() -> None:
 
 
 def test_merge_removes_a_key_and_ignores_a_section_that_is_missing() -> None:
-    document = {"a": {"b": 1, "c": 2}, "d": "text"}
-    merge_preset(document, {"a": {"b": None, "x": 5}, "d": {"e": 1}, "f": {"g": 1}, "h": {"method": "m"}})
-    assert document == {"a": {"c": 2, "x": 5}, "d": "text", "h": {"method": "m"}}
+    document = {"a": {"b": 1, "c": 2, "x": 4, "y": 7}, "d": "text"}
+    before = {"a": {"b": 1, "x": 4, "y": 4}, "d": {"e": 0}}
+    after = {"a": {"b": None, "x": 5, "y": 5}, "d": {"e": 1}, "f": {"g": 1}, "h": {"method": "m"}}
+    merge_preset(document, {"from": before, "to": after})
+    assert document == {"a": {"c": 2, "x": 5, "y": 7}, "d": "text", "h": {"method": "m"}}
 
 
 @pytest.mark.thorough

@@ -3,11 +3,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
+from tasks.project.templates import template
 from tests.closure import ROOT
+from winnow.cli.params_editor import apply_preset
+from winnow.cli.presets import FULL
 from winnow.cli.suggested_settings import suggest_settings
-from winnow.config import load_config
+from winnow.config import check_config, load_config
 from winnow.data.survey import Survey
+from winnow.evaluation.intervals import simultaneous_confidence, smallest_upper_end
+from winnow.records.selection import Drop
+from winnow.selection.gates import needed_allowance
 
 CONFIG = load_config(ROOT / "params.yaml")
 
@@ -34,6 +41,13 @@ def test_gates_become_wider_only_where_images_are_few() -> None:
     few, fewer = suggest(32, per_class=200), suggest(32, per_class=40)
     assert 1.0 < few["promotion.gates.max_drop_points"] < fewer["promotion.gates.max_drop_points"]
     assert fewer["promotion.gates.max_macro_f1_drop_points"] > CONFIG.promotion.gates.max_macro_f1_drop_points
+
+
+def test_suggested_gates_can_be_passed_with_the_candidates_of_full() -> None:
+    full = check_config(yaml.safe_load(apply_preset(template("params.yaml"), template(FULL))))
+    drop = suggest(32, per_class=250)["promotion.gates.max_drop_points"]
+    upper_end = smallest_upper_end(100, simultaneous_confidence(len(full.candidates)))
+    assert needed_allowance(Drop(0.0, 0.0, upper_end)) <= drop
 
 
 def test_images_without_labels_narrow_the_gate() -> None:
