@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -59,5 +60,5 @@ def test_curves_of_earlier_runs_are_not_logged(project: ProjectPaths, monkeypatc
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
     ended = threading.Event()
     ended.set()
-    stage_runner._follow(project, "pretrain", "run", ended)
+    stage_runner._follow(project, "pretrain", ("execution", "run"), ended, logging.getLogger(__name__))
     assert logged == ["b"]
