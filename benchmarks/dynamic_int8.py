@@ -34,7 +34,10 @@ def main() -> None:
                 "images/s at the large batch": f"{images_per_s:,.0f}",
             }
         )
-    conditions = "CIFAR-10 (JPEG) sample, 25 labels per class, resnet8 from scratch; validation accuracy; one run."
+    conditions = (
+        "CIFAR-10 (JPEG) sample, 25 labels per class, resnet8 from random weights, then trained on pseudo-labels; "
+        "validation accuracy; one run."
+    )
     figures = {"rows": [row.model_dump(mode="json") for row in timed_rows]}
     write_results(NAME, conditions, figures, markdown_table(rows))
 
