@@ -17,7 +17,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 import tarfile
 import time
 from collections import Counter
@@ -27,13 +26,12 @@ from typing import Any
 import yaml
 
 from benchmarks.chain import ROOT, SAMPLE, markdown_table, write_results
-from tasks.project.environment import process_environment
+from benchmarks.projects import call_winnow, clone_project
 
 NAME = "first_result"
 REPEATS = 3
 IMAGES_PER_CLASS = 200
 FOLDER = ROOT / ".winnow" / "benchmarks" / NAME
-ENTRY = "import sys; from winnow.cli.main import main; sys.exit(main())"
 STEP_ROW = re.compile(r"^ (?P<step>\S+) +ran +(?P<seconds>[\d.]+) +(?P<own>[\d.]+)", re.MULTILINE)
 OUTSIDE_ROW = re.compile(r"^ flow, tracking and servers +(?P<seconds>[\d.]+)", re.MULTILINE)
 
@@ -45,7 +43,9 @@ def main() -> None:
     arguments = parser.parse_args()
     photos = _write_photos()
     revisions = {"now": "HEAD", **({"before": arguments.before} if arguments.before else {})}
-    projects = {name: _clone(name, revision) for name, revision in revisions.items()}
+    projects = {name: FOLDER / name for name in revisions}
+    for name, project in projects.items():
+        clone_project(project, revisions[name])
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in projects}
     commands: dict[str, list[dict[str, float]]] = {name: [] for name in projects}
     for _ in range(REPEATS):
@@ -86,14 +86,6 @@ def _write_photos() -> Path:
                 archive.extract(member, unfinished, filter="data")
     (unfinished / "train").rename(photos)
     return photos
-
-
-def _clone(name: str, revision: str) -> Path:
-    project = FOLDER / name
-    shutil.rmtree(project, ignore_errors=True)
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
-    subprocess.run(["git", "checkout", "-q", revision], cwd=project, check=True)
-    return project
 
 
 def _commit(project: Path) -> str:
@@ -167,13 +159,8 @@ def _time_commands(project: Path, photos: Path) -> dict[str, float]:
 
 def _call(project: Path, *arguments: str) -> str:
     """Call the revision's `winnow` and return its output."""
-    environment = {**process_environment(project), "PYTHONPATH": str(project), "COLUMNS": "200"}
-    process = subprocess.run(
-        [sys.executable, "-c", ENTRY, *arguments], cwd=project, env=environment, capture_output=True, text=True
-    )
-    if process.returncode != 0:
-        raise SystemExit(f"winnow {' '.join(arguments)} failed in {project}:\n{process.stdout}\n{process.stderr}")
-    return process.stdout
+    output: str = call_winnow(project, *arguments, env={"COLUMNS": "200"}, stdout=subprocess.PIPE, text=True).stdout
+    return output
 
 
 def _summary(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chain import ROOT, markdown_table, write_results
+from benchmarks.projects import clone_project
 from tasks.project.environment import process_environment
 
 NAME = "overhead"
@@ -122,8 +123,7 @@ pstats.Stats(profile, stream=sys.stderr).strip_dirs().sort_stats("tottime").prin
 
 def main() -> None:
     project = ROOT / ".winnow" / "benchmarks" / NAME
-    shutil.rmtree(project, ignore_errors=True)  # a stage that is up to date would not run
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
+    clone_project(project)
     options = [f"-S{key}={value}" for key, value in SETTINGS.items()]
     _time_command(project, sys.executable, "-m", "winnow.cli.main", "run", "--full", *options)
     up_to_date = {

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.chain import ROOT, markdown_table, write_results
-from tasks.project.environment import process_environment
+from benchmarks.projects import call_winnow, clone_project
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_summary import candidate_table, promotion_lines, training_lines
 from winnow.eta import format_duration
@@ -101,15 +99,13 @@ def main() -> None:
     folder = ROOT / ".winnow" / "benchmarks" / NAME
     write_photographs(parser.parse_args().images.resolve(), folder)
     project = folder / "project"
-    shutil.rmtree(project, ignore_errors=True)
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
+    clone_project(project)
     options = [f"-S{key}={value}" for key, value in settings(folder / "photos").items()]
-    winnow = [sys.executable, "-m", "winnow.cli.main"]
     start = time.monotonic()
-    subprocess.run([*winnow, "plan", "--full", *options], cwd=project, env=process_environment(project), check=True)
+    call_winnow(project, "plan", "--full", *options)
     plan_seconds = time.monotonic() - start
     start = time.monotonic()
-    subprocess.run([*winnow, "run"], cwd=project, env=process_environment(project), check=True)
+    call_winnow(project, "run")
     run_seconds = time.monotonic() - start
     paths = ProjectPaths(project)
     planned = read_json(paths.state_dir / "plan.json")

@@ -10,14 +10,11 @@ command to the table, without set-up.
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from benchmarks.chain import ROOT, markdown_table, write_results
-from tasks.project.environment import process_environment
+from benchmarks.projects import call_winnow, clone_project
 from tasks.project.paths import ProjectPaths
 from tasks.project.run_summary import candidate_table, promotion_lines, training_lines
 from winnow.records import FinetuneRecord, read_record
@@ -41,16 +38,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="holds train/ and test/ of class folders")
     folder = parser.parse_args().folder.resolve()
     project = ROOT / ".winnow" / "benchmarks" / NAME
-    shutil.rmtree(project, ignore_errors=True)  # nothing may be up to date, since the run is timed
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(project)], check=True)
+    clone_project(project)
     options = [f"-S{key}={value}" for key, value in {**SETTINGS, "data.path": str(folder)}.items()]
     start = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "winnow.cli.main", "run", "--full", *options],
-        cwd=project,
-        env=process_environment(project),
-        check=True,
-    )
+    call_winnow(project, "run", "--full", *options)
     minutes = (time.monotonic() - start) / 60
     paths = ProjectPaths(project)
     rows = candidate_table(paths)

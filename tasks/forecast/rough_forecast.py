@@ -67,6 +67,7 @@ THREADS_EXPONENT = 0.85
 BENCHMARK_SECONDS, COMPILE_SECONDS, PAUSE_SECONDS = 25.0, 3.0, 0.02
 """Peaks, footprints and checks of the benchmark; to compile PyTorch once; from one visit of a case to the next."""
 BATCH_SIZES = 2
+"""Of the benchmark: one image, and a large batch."""
 
 
 class RoughForecast:
@@ -118,10 +119,15 @@ class RoughForecast:
         trainings = arms * (len(settings.learning_rates) + len(settings.seeds) - 1)
         folds = settings.folds if settings.needs_cross_validation(counts.choosing) else 0
         shown = (trainings + folds) * settings.steps_for(counts.budget) * settings.batch_size
-        if isinstance(unlabelled := settings.unlabelled, UnlabelledTraining) and counts.budget < counts.train:
-            continued = len(settings.seeds) + folds
-            shown += continued * unlabelled.steps_for(counts.train) * unlabelled.batch_size
+        shown += (len(settings.seeds) + folds) * self._further_images()
         return shown * self._per_image + 2 * CANDIDATE_SECONDS
+
+    def _further_images(self) -> int:
+        """Return the images that one further training on images without labels shows, 0 where there is none."""
+        settings = self.config.finetune.unlabelled
+        if not isinstance(settings, UnlabelledTraining) or self.counts.budget >= self.counts.train:
+            return 0
+        return settings.steps_for(self.counts.train) * settings.batch_size
 
     def _candidate(self, candidate: Candidate) -> float:
         if isinstance(candidate, Probe):
@@ -144,8 +150,7 @@ class RoughForecast:
         if self.config.refit.reason_against(counts.choosing, self.config.data.label_budget):
             return REFIT_START_SECONDS
         shown = settings.steps_for(counts.budget + counts.choosing) * settings.batch_size
-        if isinstance(unlabelled := settings.unlabelled, UnlabelledTraining) and counts.budget < counts.train:
-            shown += unlabelled.steps_for(counts.train) * unlabelled.batch_size
+        shown += self._further_images()
         longest = max(map(self._candidate, candidates.values()), default=0.0)
         return REFIT_START_SECONDS + shown * self._per_image + longest + CANDIDATE_SECONDS
 

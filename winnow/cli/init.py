@@ -154,17 +154,21 @@ def _undone_on_failure(root: Path) -> Iterator[None]:
     created = not root.exists()
     names = (*FILES, "data", NO_FILE, WEIGHTS_README_FILE, installed_code.FOLDER, ".git", ".dvc")
     new = [path for name in names if not (path := root / name).exists()]
-    try:
-        yield
-    except BaseException as error:
-        for path in [root] if created else new:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.exists():
-                path.unlink()
-        if isinstance(error, OSError):
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(_remove, [root] if created else new)
+        try:
+            yield
+        except OSError as error:
             raise WinnowError(f"{root} cannot be written: {error.strerror}") from error
-        raise
+        on_failure.pop_all()
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.exists():
+            path.unlink()
 
 
 def _write_files(root: Path, params: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import io
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
 from datetime import date
 from typing import Any
 
@@ -19,7 +19,7 @@ import yaml
 
 from tasks.project.paths import ProjectPaths, check_files
 from tasks.project.templates import template
-from winnow.cli.presets import merge_preset, removed_keys
+from winnow.cli.presets import merge_preset
 from winnow.cli.progress import print_line
 from winnow.config import TOO_DEEP_MESSAGE, NoPretraining, check_config
 from winnow.config.key_listing import section_keys
@@ -96,22 +96,7 @@ def apply_preset(text: str, preset: str) -> str:
         if _teacher_weights(document) == NO_WEIGHTS:
             _remove_uses_of_teacher(document)
 
-    document = _load_document(text)
-    if not isinstance(document, MutableMapping):
-        return text
-    return edit_document(_without_lines(text, document, removed_keys(document, changes)), change)
-
-
-def _without_lines(text: str, document: Any, keys: Sequence[tuple[str, ...]]) -> str:
-    """Return the text without the lines of these keys, so that comments below them stay; those in `{...}` remain."""
-    numbers = set()
-    for *above, key in keys:
-        section = document
-        for part in above:
-            section = section[part]
-        if not section.fa.flow_style() and not isinstance(section[key], MutableMapping | list) and len(section) > 1:
-            numbers.add(section.lc.key(key)[0])
-    return "".join(line for number, line in enumerate(text.splitlines(keepends=True)) if number not in numbers)
+    return edit_document(text, change) if isinstance(_load_document(text), MutableMapping) else text
 
 
 def obsolete_settings(document: Any, assignments: list[str]) -> list[str]:
@@ -173,12 +158,38 @@ def _remove_uses_of_teacher(document: Any) -> None:
 
 
 def edit_document(text: str, change: Callable[[Any], None]) -> str:
-    """Return the text of params.yaml after `change` has edited the document in place; comments stay."""
+    """Return the text of params.yaml after `change` has edited the document in place; comments stay.
+
+    ruamel holds the comments below a key at that key. So the lines of a removed key are removed first, and `change` is
+    called again without it.
+    """
     document = _load_document(text)
+    before = copy.deepcopy(document)
     change(document)
+    if lines := _removed_lines(before, document):
+        text = "".join(line for number, line in enumerate(text.splitlines(keepends=True)) if number not in lines)
+        document = _load_document(text)
+        change(document)
     buffer = io.StringIO()
     _editor().dump(document, buffer)
     return buffer.getvalue()
+
+
+def _removed_lines(before: Any, after: Any) -> set[int]:
+    """Return the numbers of the lines, from 0, of keys with a number or a truth value that `after` no longer has.
+
+    Other values may have several lines, keys in `{...}` share theirs, and a section needs a key that stays.
+    """
+    if not isinstance(before, MutableMapping) or not isinstance(after, MutableMapping):
+        return set()
+    section: Any = before  # ruamel's mapping, which knows its lines
+    lines, stays = set(), any(key in after for key in section)
+    for key, value in section.items():
+        if key in after:
+            lines |= _removed_lines(value, after[key])
+        elif stays and not section.fa.flow_style() and not isinstance(value, MutableMapping | list | str):
+            lines.add(section.lc.key(key)[0])
+    return lines
 
 
 def _editor() -> Any:

@@ -30,30 +30,13 @@ def merge_preset(document: MutableMapping[str, Any], preset: Mapping[str, Any]) 
                 _match_control(candidates, name, model)
 
 
-def removed_keys(document: Mapping[str, Any], preset: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the paths of the keys of `document` that the preset removes."""
-    return list(_removed(document, preset["from"], preset["to"], ()))
-
-
-def _removed(document: Any, before: Any, after: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[str, ...]]:
-    if not isinstance(document, Mapping) or not isinstance(before, Mapping):
-        return []
-    removed: list[tuple[str, ...]] = []
-    for key, value in after.items():
-        if value is None and key in document and document[key] == before.get(key):
-            removed.append((*path, key))
-        elif isinstance(value, Mapping):
-            removed += _removed(document.get(key), before.get(key), value, (*path, key))
-    return removed
-
-
 def _merge(document: MutableMapping[str, Any], before: Any, after: Mapping[str, Any]) -> None:
     before = before if isinstance(before, Mapping) else {}
     for key, value in after.items():
         present = document.get(key)
         if isinstance(value, Mapping):
             if "method" in value and key not in document:
-                document[key] = value
+                document[key] = copy.deepcopy(value)
             elif isinstance(present, MutableMapping) and "method" not in value:
                 _merge(present, before.get(key), value)
         elif key in before and present == before[key]:

@@ -76,7 +76,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchmarkTimes:
-    """What was measured on this machine."""
+    """The measurements of all files on this machine."""
 
     outcome: BenchmarkResult
     errors: list[MeasurementError]

@@ -247,3 +247,10 @@ def test_a_key_of_a_method_that_is_named_alone_can_be_set(paths: ProjectPaths) -
 def test_a_key_of_a_missing_section_can_be_set(paths: ProjectPaths) -> None:
     set_keys(paths, ["pretrain.optimiser.learning_rate=0.05"])
     assert load_config(paths.root / "params.yaml").pretrain.optimiser == Optimiser(learning_rate=0.05)  # type: ignore[union-attr]
+
+
+def test_comments_below_keys_of_another_method_stay() -> None:
+    text = template("params.yaml").replace("  seed: 0\n\nfinetune:", "\n# FINETUNE NOTES\nfinetune:", 1)
+    changed = apply_assignments(text, ["pretrain.method=none"])
+    assert "min_steps" not in yaml.safe_load(changed)["pretrain"]
+    assert "# FINETUNE NOTES\nfinetune:" in changed

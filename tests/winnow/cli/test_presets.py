@@ -78,7 +78,7 @@ def test_the_preset_replaces_the_shipped_values() -> None:
     assert set(preset["controls"]) <= set(preset["to"]["candidates"])
 
 
-def test_full_leaves_longer_trainings_of_the_user(tmp_path: Path) -> None:
+def test_full_leaves_longer_trainings_of_the_user() -> None:
     own = {
         "finetune.seeds": "[0,1,2,3,4]",
         "pretrain.epochs": "100",
